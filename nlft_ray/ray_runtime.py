@@ -1,0 +1,137 @@
+"""Where Ray comes in: connect or start it, and spread shards over a pool of actors."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from nlft_ray.config import PoolConfig, WithPool
+from nlft_ray.errors import UserError
+from nlft_ray.shards import Shard, ShardReport, Worker, work_shard
+from nlft_ray.storage import Folder
+
+_QUIET_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",  # actors are processes already; its threads would fight over cores
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+}
+
+
+def connect(address: str | None) -> None:
+    """Use the cluster at `address`, or of RAY_ADDRESS or the running job; without any, start one on this machine.
+
+    Raises:
+        UserError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": _QUIET_ENVIRONMENT},
+    }
+    if address is None:
+        ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
+        return
+    try:
+        ray.init(address=address, **settings)
+    except (ConnectionError, RayError, RuntimeError) as error:
+        raise UserError(f"ray_address: no Ray cluster answers at {address}: {error}") from error
+
+
+def cluster_has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def map_shards(
+    worker: type[Worker], config: WithPool, shards: Sequence[Shard], source: Folder, output: Folder, stage: str
+) -> Iterator[ShardReport]:
+    """Work on every shard, each by some actor of the pool; reports arrive in any order.
+
+    An actor that dies is replaced and its shard done again. Only the shards' names travel through Ray: the rows go
+    from file to actor to file, so the driver's memory does not grow with the table.
+
+    Raises:
+        UserError: as the worker raises it.
+    """
+    quiet_ray_data()
+    gpus = config.pool.gpus_per_worker
+    gpus = (1.0 if cluster_has_gpus() else 0.0) if gpus is None else gpus
+    most = min(len(shards), config.pool.max_workers or _room(config.pool, gpus))
+    least = min(config.pool.min_workers, most)
+    work = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
+        _ShardActor,
+        fn_constructor_kwargs={
+            "worker": worker,
+            "config": config,
+            "source": source,
+            "output": output,
+            "stage": stage,
+        },
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, initial_size=most),
+        num_cpus=config.pool.cpus_per_worker,
+        num_gpus=gpus,
+        label_selector=config.pool.label_selector or None,
+    )
+    try:
+        for row in work.iter_rows():
+            yield row["report"]
+    except Exception as error:
+        mended = user_error_in(error)
+        if mended is None:
+            raise
+        raise mended from None
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The user's mistake inside an error that came through Ray, if that is what it is."""
+    while error is not None:
+        cause = getattr(error, "cause", None)
+        for candidate in (error, cause):
+            if isinstance(candidate, UserError):
+                return UserError(str(getattr(candidate, "cause", None) or candidate))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's own bars and logs would bury ours."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _room(pool: PoolConfig, gpus: float) -> int:
+    """How many actors the cluster can hold now."""
+    resources = ray.cluster_resources()
+    by_cpu = resources.get("CPU", 0) // pool.cpus_per_worker
+    by_gpu = resources.get("GPU", 0) // gpus if gpus else by_cpu
+    return max(int(min(by_cpu, by_gpu)), 1)
+
+
+class _ShardActor:
+    """Holds one worker, with its model, for all the shards that this process is given."""
+
+    def __init__(self, worker: type[Worker], config: WithPool, source: Folder, output: Folder, stage: str):
+        import torch  # not needed on the driver
+
+        torch.set_num_threads(config.pool.cpus_per_worker)
+        self._worker = worker(config)  # type: ignore[call-arg]
+        self._config, self._source, self._output, self._stage = config, source, output, stage
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        reports = [
+            work_shard(
+                self._worker, self._source, self._output, Shard(**shard), self._stage, getattr(self._config, "seed", 0)
+            )
+            for shard in batch.to_pylist()
+        ]
+        return {"report": reports}

@@ -1,0 +1,111 @@
+"""Folders on any filesystem that pyarrow or fsspec knows, and files that appear whole or not at all."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from nlft_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder named by a local path or a URI (`s3://…`, `gs://…`, `fsspec+…`). It need not exist yet."""
+
+    uri: str
+
+    @cached_property
+    def _located(self) -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.uri:
+            return pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise UserError(f"{self.uri}: not a path or URI that pyarrow can open: {error}") from error
+        return filesystem, path
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self._located[0]
+
+    @property
+    def path(self) -> str:
+        """Path within the filesystem."""
+        return self._located[1].rstrip("/")
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def has(self, name: str) -> bool:
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type == pafs.FileType.File
+
+    def exists(self) -> bool:
+        return self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory
+
+    def files(self, suffix: str) -> list[str]:
+        """Names of the files directly in the folder that end so, sorted; empty where there is no folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        return sorted(
+            info.base_name
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == pafs.FileType.File
+            and info.base_name.endswith(suffix)
+            and not info.base_name.startswith(".")
+        )
+
+    def remove(self) -> None:
+        if self.exists():
+            self.filesystem.delete_dir(self.path)
+
+    def read_text(self, name: str) -> str:
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return stream.read().decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        with self._committed(name) as path, self.filesystem.open_output_stream(path) as stream:
+            stream.write(text.encode())
+
+    def write_table(self, name: str, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+        """Write a Parquet file; `metadata` goes into its footer."""
+        table = table.replace_schema_metadata(dict(metadata or {}))
+        with self._committed(name) as path:
+            pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+
+    def open_parquet(self, name: str) -> pq.ParquetFile:
+        return pq.ParquetFile(f"{self.path}/{name}", filesystem=self.filesystem)
+
+    def _committed(self, name: str) -> "_Commit":
+        return _Commit(self, name)
+
+
+class _Commit:
+    """Gives a path to write to; on leaving, the file stands under its name, whole.
+
+    A local file is written beside its place and renamed. An object store shows an object only when it is complete.
+    """
+
+    def __init__(self, folder: Folder, name: str):
+        self._filesystem = folder.filesystem
+        self._final = f"{folder.path}/{name}"
+        local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        self._written = f"{folder.path}/.{name}.{uuid.uuid4().hex}" if local else self._final
+        self._filesystem.create_dir(folder.path, recursive=True)
+
+    def __enter__(self) -> str:
+        return self._written
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._written == self._final:
+            return
+        if kind is None:
+            self._filesystem.move(self._written, self._final)
+        elif self._filesystem.get_file_info(self._written).type == pafs.FileType.File:
+            self._filesystem.delete_file(self._written)

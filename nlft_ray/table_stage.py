@@ -1,0 +1,129 @@
+"""The course of every stage that turns one table into another, row by row: sample, judge, score, evaluate."""
+
+import time
+from collections import Counter
+from typing import Any, Protocol
+
+from nlft_ray import ray_runtime
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import (
+    Identity,
+    Manifest,
+    StageResult,
+    begin,
+    check_rejects,
+    finish,
+    identity_of,
+    input_fingerprint,
+    read_manifest,
+)
+from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from nlft_ray.progress import RowProgress
+from nlft_ray.prompts import prompts_fingerprint
+from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, plan_shards
+from nlft_ray.storage import Folder
+
+
+class TableConfig(Protocol):
+    """What `run_table_stage` needs of a stage's configuration."""
+
+    input: str
+    output: str
+    overwrite: bool
+    max_reject_fraction: float
+
+
+def run_table_stage(
+    config: Any, *, stage: str, reads: str | tuple[str, ...], writes: str, worker: type[Worker], loads_model: bool = True
+) -> StageResult:
+    """Do what is not done yet, then write the manifest. Killed at any moment and started again, it continues.
+
+    Raises:
+        UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
+    """
+    source, output = Folder(config.input), Folder(config.output)
+    input_manifest = read_manifest(source, table=reads)
+    identity = _identity(config, stage, writes, input_manifest, loads_model)
+    complete = begin(output, identity, overwrite=config.overwrite)
+    if complete is not None:
+        return StageResult(output=config.output, manifest=complete, reused=True)
+    shards = plan_shards(source, config.pool.rows_per_shard)
+    reports = {shard.number: report for shard in shards if (report := finished_shard(output, shard))}
+    began = time.monotonic()
+    _work(config, stage, worker, source, output, shards, reports)
+    manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
+    _audit(shards, reports, input_manifest)
+    check_rejects(config, stage, manifest, output)
+    finish(output, manifest)
+    return StageResult(output=config.output, manifest=manifest)
+
+
+def _identity(config: Any, stage: str, writes: str, input_manifest: Manifest, loads_model: bool) -> Identity:
+    made_by = input_manifest.identity
+    fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
+    if loads_model:
+        tokenizer = load_tokenizer(config.model)
+        fields |= {
+            "model": model_fingerprint(config.model),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "prompts": prompts_fingerprint(tokenizer, config.prompts),
+        }
+        if made_by.tokenizer not in (None, fields["tokenizer"]):
+            raise UserError(
+                f"input: {config.input} holds ids of another tokenizer (tokenizer: {made_by.tokenizer} there, "
+                f"{fields['tokenizer']} in {config.model.path}). Use the model that made it, or start from questions."
+            )
+    else:
+        fields["tokenizer"] = made_by.tokenizer
+    identity = identity_of(config, stage, **fields)
+    identity.config["rows_per_shard"] = config.pool.rows_per_shard  # it shapes batches, hence seeds
+    return identity
+
+
+def _work(
+    config: Any,
+    stage: str,
+    worker: type[Worker],
+    source: Folder,
+    output: Folder,
+    shards: list[Shard],
+    reports: dict[int, ShardReport],
+) -> None:
+    """Fill `reports` with every shard that is missing."""
+    missing = [shard for shard in shards if shard.number not in reports]
+    if not missing:
+        return
+    ray_runtime.connect(config.ray_address)
+    total = sum(shard.stop - shard.start for shard in shards)
+    before = sum(report.rows_in for report in reports.values())
+    with RowProgress(stage, total, before) as progress:
+        for report in ray_runtime.map_shards(worker, config, missing, source, output, stage):
+            reports[report.number] = report
+            progress.advance(report.rows_in, report.tokens)
+
+
+def _audit(shards: list[Shard], reports: dict[int, ShardReport], input_manifest: Manifest) -> None:
+    """Every input row was read exactly once."""
+    read = sum(reports[shard.number].rows_in for shard in shards)
+    if read != input_manifest.rows_out:
+        raise UserError(
+            f"input: its manifest counts {input_manifest.rows_out} rows, its files hold {read}: they were changed."
+        )
+
+
+def _manifest(identity: Identity, reports: list[ShardReport], seconds: float) -> Manifest:
+    reasons: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for report in reports:
+        reasons.update(report.reject_reasons)
+        counts.update(report.counts)  # type: ignore[arg-type]
+    return Manifest(
+        identity=identity,
+        rows_in=sum(report.rows_in for report in reports),
+        rows_out=sum(report.rows_out for report in reports),
+        rows_rejected=sum(reasons.values()),
+        reject_reasons=dict(reasons),
+        tokens=sum(report.tokens for report in reports),
+        seconds=seconds,
+        counts=dict(counts),
+    )
