@@ -83,8 +83,8 @@ class PromptConfig(Strict):
         "\n\nQuestion: {{ question }}"
         "{% if standard_answer %}\n\nStandard answer: {{ standard_answer }}{% endif %}"
         "\n\nResponse: {{ response }}"
-        "\n\nThe response is thought to be wrong. Name its first mistake in one or two sentences: what it says, and why "
-        "that is wrong. Do not solve the question again. If the response is right after all, write only: CORRECT"
+        "\n\nThe response is thought to be wrong. Name its first mistake in one or two sentences: what it says, and "
+        "why that is wrong. Do not solve the question again. If the response is right after all, write only: CORRECT"
     )
     """User message that asks for a judgment of an incorrect response."""
     plain: str = "{% if instruction %}{{ instruction }}\n\n{% endif %}{{ message }}\n\n"
@@ -300,8 +300,10 @@ class ScoreOptions(Strict):
 
 
 def _policy_by_name(value: Any) -> Any:
-    """`policy: nlft` is short for `policy: {name: nlft}`."""
-    return {"name": value} if isinstance(value, str) else value
+    """`policy: nlft` is short for `policy: {name: nlft}`; numbers without a name are the default policy's."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "nlft", **value} if isinstance(value, dict) else value
 
 
 PolicyConfig = Annotated[

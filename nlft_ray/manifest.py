@@ -5,13 +5,13 @@ and continues, or refuses because something differs. `manifest.json` comes last 
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nlft_ray import __version__
 from nlft_ray.config import StageConfig, Strict
 from nlft_ray.errors import UserError
 from nlft_ray.storage import Folder
@@ -20,10 +20,6 @@ MANIFEST, PLAN = "manifest.json", "plan.json"
 
 # Settings that say where and how fast, never what comes out.
 _NOT_IDENTITY = ("input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address")
-
-
-def software_version() -> str:
-    return importlib.metadata.version("nlft-ray")
 
 
 def fingerprint(value: Any) -> str:
@@ -75,7 +71,7 @@ class Manifest(BaseModel):
 def identity_of(config: BaseModel, stage: str, **fields: Any) -> Identity:
     """The identity of a stage's output under a configuration."""
     kept = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
-    return Identity(stage=stage, software_version=software_version(), config=kept, **fields)
+    return Identity(stage=stage, software_version=__version__, config=kept, **fields)
 
 
 class StageResult(Strict):

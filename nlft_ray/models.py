@@ -105,7 +105,9 @@ def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
     """
     if config.end_of_turn_token is None:
         if tokenizer.eos_token_id is None:
-            raise UserError(f"model.path: the tokenizer of {config.path} has no eos token: set model.end_of_turn_token.")
+            raise UserError(
+                f"model.path: the tokenizer of {config.path} has no eos token: set model.end_of_turn_token."
+            )
         return int(tokenizer.eos_token_id)
     found = tokenizer.get_vocab().get(config.end_of_turn_token)
     if found is None:

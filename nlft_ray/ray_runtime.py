@@ -1,5 +1,6 @@
 """Where Ray comes in: connect or start it, and spread shards over a pool of actors."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -82,7 +83,7 @@ def map_shards(
     )
     try:
         for row in work.iter_rows():
-            yield row["report"]
+            yield ShardReport(**json.loads(row["report"]))
     except Exception as error:
         mended = user_error_in(error)
         if mended is None:
@@ -134,4 +135,4 @@ class _ShardActor:
             )
             for shard in batch.to_pylist()
         ]
-        return {"report": reports}
+        return {"report": [json.dumps(asdict(report)) for report in reports]}  # as text: Arrow would merge the counts

@@ -1,10 +1,13 @@
 """From a file and `key=value` words to a validated configuration, with every mistake reported at once."""
 
+import copy
 import difflib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,11 +39,82 @@ def validate(kind: type[Config], values: Any) -> Config:
     Raises:
         UserError: as `load_config`.
     """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        lines = [_describe(kind, detail) for detail in error.errors()]
-        raise UserError("configuration:\n" + "\n".join(f"  {line}" for line in lines)) from error
+    mistakes: dict[str, str] = {}
+    remaining = copy.deepcopy(values)
+    while True:
+        try:
+            valid = kind.model_validate(remaining)
+        except ValidationError as error:
+            new = {_where(detail): _describe(kind, detail) for detail in error.errors()}
+            # Some checks run only when nothing else is wrong, so look again without what is known to be wrong.
+            pruned = [_prune(remaining, detail["loc"]) for detail in error.errors()]
+            mistakes = new | mistakes
+            if any(pruned):
+                continue
+        if mistakes:
+            raise UserError("configuration:\n" + "\n".join(f"  {line}" for line in mistakes.values()))
+        return valid
+
+
+def _where(detail: ErrorDetails) -> str:
+    return ".".join(str(part) for part in detail["loc"])
+
+
+def _prune(values: Any, loc: Sequence[str | int]) -> bool:
+    """Delete what an error points at; False where there is nothing to delete (a missing key, a whole model)."""
+    for part in loc[:-1]:
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
+            values = values[part]
+        # else: the tag of a union's member, which stands in the path but not in the values
+    if isinstance(values, dict) and loc and loc[-1] in values:
+        del values[loc[-1]]
+        return True
+    return False
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def write_help(kind: type[BaseModel], formatter: click.HelpFormatter) -> None:
+    """Every setting with its default and meaning, as the fields' docstrings tell it."""
+    for title, rows in _help_sections(kind, ""):
+        with formatter.section(title):
+            formatter.write_dl(rows, col_max=40)
+
+
+def _help_sections(kind: Any, prefix: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(heading, [(key, help)]) of a model, then of the models nested in it."""
+    fields = TypeAdapter(kind).json_schema()
+    definitions = fields.get("$defs", {})
+    yield from _schema_sections(fields, definitions, prefix, "Settings")
+
+
+def _schema_sections(
+    node: dict[str, Any], definitions: dict[str, Any], prefix: str, title: str
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    rows, nested = [], []
+    for key, field in node.get("properties", {}).items():
+        models = [branch for branch in _alternatives(field, definitions) if "properties" in branch]
+        for model in models:
+            name = model["properties"].get("name", {}).get("const")
+            heading = f"{prefix}{key} ({name})" if name else f"{prefix}{key}"
+            nested.append((model, f"{prefix}{key}.", heading))
+        rows.append((f"{prefix}{key}", _help_text(key, field, node, models)))
+    yield title, rows
+    for model, inner, heading in nested:
+        yield from _schema_sections(model, definitions, inner, heading)
+
+
+def _help_text(key: str, field: dict[str, Any], node: dict[str, Any], models: list[dict[str, Any]]) -> str:
+    text = " ".join((field.get("description") or next(iter(models), {}).get("description", "")).split())
+    if key in node.get("required", []):
+        return f"{text} [required]"
+    default = field.get("default")
+    if models or default in (None, "", {}, []):
+        return text
+    return f"{text} [{json.dumps(default, ensure_ascii=False)}]"
 
 
 def _read_file(file: str | None) -> Any:
@@ -81,8 +155,8 @@ def _as_dotlist(words: Iterable[str]) -> list[str]:
 
 def _describe(kind: type[BaseModel], detail: ErrorDetails) -> str:
     """One mistake: where, what, and the nearest valid name."""
-    where = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
+    where = _where(detail)
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(kind, detail["loc"][:-1])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""

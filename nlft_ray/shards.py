@@ -38,7 +38,10 @@ class Shard:
 
 @dataclass
 class Worked:
-    """What a worker made of a table: output rows, unusable rows with reasons, and what it counted."""
+    """What a worker made of a table: output rows, unusable rows with reasons, and what it counted.
+
+    A reason reads `kind` or `kind: details`; rejects are counted by kind.
+    """
 
     table: pa.Table
     rejects: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
@@ -119,7 +122,7 @@ def work_shard(worker: Worker, source: Folder, output: Folder, shard: Shard, sta
         number=shard.number,
         rows_in=table.num_rows,
         rows_out=worked.table.num_rows,
-        reject_reasons=dict(Counter(reason for _, reason in worked.rejects)),
+        reject_reasons=dict(Counter(reason.partition(":")[0] for _, reason in worked.rejects)),
         tokens=worked.tokens,
         seconds=time.monotonic() - began,
         counts=worked.counts,
@@ -140,7 +143,7 @@ def _isolating(worker: Worker, table: pa.Table, seed: int) -> Worked:
         if table.num_rows > 1:
             middle = table.num_rows // 2
             return _isolating(worker, table.slice(0, middle), seed) + _isolating(worker, table.slice(middle), seed)
-        reason = f"raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
         return Worked(worker.schema.empty_table(), [(table.to_pylist()[0], reason[:200])])
 
 
@@ -174,4 +177,3 @@ def finished_shard(output: Folder, shard: Shard) -> ShardReport | None:
 def hash_seed(seed: int, number: int) -> int:
     """A shard's own seed, the same wherever and whenever it is worked on."""
     return (seed * 1_000_003 + number) % (2**63)
-

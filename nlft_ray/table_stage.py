@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from nlft_ray import ray_runtime
 from nlft_ray.errors import UserError
@@ -24,19 +25,19 @@ from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, plan_sha
 from nlft_ray.storage import Folder
 
 
-class TableConfig(Protocol):
-    """What `run_table_stage` needs of a stage's configuration."""
-
-    input: str
-    output: str
-    overwrite: bool
-    max_reject_fraction: float
-
-
 def run_table_stage(
-    config: Any, *, stage: str, reads: str | tuple[str, ...], writes: str, worker: type[Worker], loads_model: bool = True
+    config: Any,
+    *,
+    stage: str,
+    reads: str | tuple[str, ...],
+    writes: str,
+    worker: type[Worker],
+    loads_model: bool = True,
+    summarise: Callable[[Manifest], dict[str, float]] | None = None,
 ) -> StageResult:
     """Do what is not done yet, then write the manifest. Killed at any moment and started again, it continues.
+
+    `summarise` adds to the manifest's counts what only the whole table shows.
 
     Raises:
         UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
@@ -54,6 +55,8 @@ def run_table_stage(
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
     _audit(shards, reports, input_manifest)
     check_rejects(config, stage, manifest, output)
+    if summarise:
+        manifest = manifest.model_copy(update={"counts": manifest.counts | summarise(manifest)})
     finish(output, manifest)
     return StageResult(output=config.output, manifest=manifest)
 

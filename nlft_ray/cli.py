@@ -1,0 +1,112 @@
+"""`nlft-ray STAGE --config FILE key=value …`. A stage is imported only when it is called."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from nlft_ray import __version__
+from nlft_ray.errors import UserError
+from nlft_ray.stages import STAGES, Stage
+
+CHAIN = {
+    "run": Stage("the whole chain from one file, skipping what is complete", "nlft_ray.chain:run", "RunConfig"),
+    "quickstart": Stage("the whole chain on the embedded sandbox", "nlft_ray.chain:run", "RunConfig"),
+}
+
+EPILOG = """\b
+Settings come from --config FILE (YAML), then from words: key=value, a.b=value or --a.b value.
+  nlft-ray score --help                         every setting of a stage, with its default
+  nlft-ray score --config my.yaml --print-config   what would run
+  nlft-ray quickstart                           try it: five minutes, no data, no GPU
+"""
+
+
+class _StageCommand(click.Command):
+    """Shows the settings of its stage below click's own help."""
+
+    stage: Stage
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help(ctx, formatter)
+        from nlft_ray.settings import write_help
+
+        write_help(self.stage.load_config(), formatter)
+
+
+def _command(name: str, stage: Stage) -> click.Command:
+    def call(config_file: str | None, print_config: bool, words: tuple[str, ...]) -> None:
+        _call(name, stage, config_file, print_config, words)
+
+    command = _StageCommand(
+        name,
+        callback=call,
+        help=f"{stage.summary[0].upper()}{stage.summary[1:]}.",
+        short_help=stage.summary,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
+        params=[
+            click.Option(["--config", "config_file"], metavar="FILE", help="YAML file with settings."),
+            click.Option(["--print-config"], is_flag=True, help="Show the resolved configuration and stop."),
+            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]..."),
+        ],
+    )
+    command.stage = stage
+    return command
+
+
+def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, words: Sequence[str]) -> None:
+    from nlft_ray.settings import load_config, to_yaml
+
+    if name == "quickstart" and config_file is None:
+        from nlft_ray.sandbox import QUICKSTART
+
+        config_file = str(QUICKSTART)
+    config: Any = load_config(stage.load_config(), config_file, words)
+    if print_config:
+        click.echo(to_yaml(config), nl=False)
+        return
+    result = stage.load_function()(config)
+    from nlft_ray.summary import show
+
+    show(result)
+
+
+class _InOrder(click.Group):
+    """Lists the commands in the order of the chain."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def app() -> None:
+    """Natural Language Fine-Tuning on Ray: a model learns from its own answers, judged in words.
+
+    \b
+    questions → sample → judge → score → train → export → evaluate
+    """
+
+
+for _name, _stage in {**CHAIN, **STAGES}.items():
+    app.add_command(_command(_name, _stage))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. A user's mistake is one message and exit code 2."""
+    try:
+        app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"nlft-ray: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("nlft-ray: stopped. The same command continues where this left off.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

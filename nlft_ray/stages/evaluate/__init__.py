@@ -1,0 +1,1 @@
+"""evaluate: a model's accuracy on test questions, with an interval."""

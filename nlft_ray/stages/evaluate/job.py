@@ -1,0 +1,37 @@
+"""Where evaluation runs: Ray Data actors, one model each."""
+
+from nlft_ray.config import EvaluateConfig
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import Manifest, StageResult
+from nlft_ray.stages.evaluate.accuracy import wilson_interval
+from nlft_ray.stages.evaluate.worker import EvaluateWorker
+from nlft_ray.table_stage import run_table_stage
+from nlft_ray.verifiers import load_verifier
+
+
+def evaluate(config: EvaluateConfig) -> StageResult:
+    """Measure accuracy; the manifest's counts hold `accuracy`, `accuracy_low` and `accuracy_high` (Wilson, 95 %).
+
+    Raises:
+        UserError: see `run_table_stage`; or the verifier cannot be loaded.
+    """
+    load_verifier(config.verifier)
+    return run_table_stage(
+        config,
+        stage="evaluate",
+        reads="questions",
+        writes="predictions",
+        worker=EvaluateWorker,
+        summarise=_accuracy,
+    )
+
+
+def _accuracy(manifest: Manifest) -> dict[str, float]:
+    if manifest.rows_out == 0:
+        raise UserError("evaluate: no question could be asked, so there is no accuracy.")
+    low, high = wilson_interval(int(manifest.counts["correct"]), manifest.rows_out)
+    return {
+        "accuracy": manifest.counts["correct"] / manifest.rows_out,
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }

@@ -1,0 +1,1 @@
+"""sample: questions → responses of the target model, each with a verdict."""

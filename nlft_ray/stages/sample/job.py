@@ -1,0 +1,17 @@
+"""Where sampling runs: Ray Data actors, one model each."""
+
+from nlft_ray.config import SampleConfig
+from nlft_ray.manifest import StageResult
+from nlft_ray.stages.sample.worker import SampleWorker
+from nlft_ray.table_stage import run_table_stage
+from nlft_ray.verifiers import load_verifier
+
+
+def sample(config: SampleConfig) -> StageResult:
+    """Draw responses and reach verdicts.
+
+    Raises:
+        UserError: see `run_table_stage`; or the verifier cannot be loaded.
+    """
+    load_verifier(config.verifier)  # a mistake here should not wait for an actor
+    return run_table_stage(config, stage="sample", reads="questions", writes="responses", worker=SampleWorker)

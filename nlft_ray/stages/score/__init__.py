@@ -1,0 +1,1 @@
+"""score: examples → facts about each response token under the three contexts, by forward passes alone."""

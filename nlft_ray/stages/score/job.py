@@ -1,0 +1,15 @@
+"""Where scoring runs: Ray Data actors, one model each."""
+
+from nlft_ray.config import ScoreConfig
+from nlft_ray.manifest import StageResult
+from nlft_ray.stages.score.worker import ScoreWorker
+from nlft_ray.table_stage import run_table_stage
+
+
+def score(config: ScoreConfig) -> StageResult:
+    """Score examples under the base, judge and standard contexts.
+
+    Raises:
+        UserError: see `run_table_stage`.
+    """
+    return run_table_stage(config, stage="score", reads="examples", writes="scored", worker=ScoreWorker)

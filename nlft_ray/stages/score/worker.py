@@ -1,0 +1,107 @@
+"""Scores a table of examples, in this process."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from nlft_ray.config import ScoreConfig
+from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_length
+from nlft_ray.schema import SCORED, problem_with_example
+from nlft_ray.shards import Worked
+from nlft_ray.stages.score.passes import Context, RowBuilder, ScoringRow, lengths
+from nlft_ray.stages.score.scorer import PassFacts, Scorer
+
+
+class ScoreWorker:
+    """Two forward passes for a correct response, three for an incorrect one, no gradient."""
+
+    schema = SCORED
+
+    def __init__(self, config: ScoreConfig):
+        self._config = config
+        tokenizer = load_tokenizer(config.model)
+        end_of_turn = end_of_turn_id(tokenizer, config.model)
+        self._max_length = max_length(config.model)
+        self._build = RowBuilder(tokenizer, config.prompts, end_of_turn)
+        self._score = Scorer(
+            load_model(config.model),
+            pad_id=end_of_turn,  # masked, so any id will do
+            max_tokens_per_batch=config.max_tokens_per_batch,
+            hidden_window=config.hidden_window,
+        )
+
+    def __call__(self, table: pa.Table, seed: int) -> Worked:
+        rows: list[ScoringRow] = []
+        rejects: list[tuple[Any, str]] = []
+        truncated = 0
+        for example in table.to_pylist():
+            problem = problem_with_example(example)
+            if problem is None:
+                row = self._build(example)
+                fitted = self._fit(row)
+                if fitted is not None:
+                    rows.append(fitted)
+                    truncated += len(fitted.response_ids) < len(row.response_ids)
+                    continue
+                found = ", ".join(f"{context} {length}" for context, length in lengths(row).items())
+                problem = f"too long: {found} tokens; the model takes {self._max_length}"
+            rejects.append((example, problem))
+        facts: dict[Context, dict[int, PassFacts]] = {
+            "base": self._run(rows, "base", geometry=True),
+            "judge": self._run(rows, "judge"),
+            "standard": self._run(rows, "standard", top=True),
+        }
+        scored = [
+            _scored_row(row, {context: found[index] for context, found in facts.items() if index in found})
+            for index, row in enumerate(rows)
+        ]
+        return Worked(
+            pa.Table.from_pylist(scored, schema=self.schema),
+            rejects,
+            tokens=sum(sum(lengths(row).values()) for row in rows),
+            counts=_counts(rows) | {"truncated": float(truncated)},
+        )
+
+    def _fit(self, row: ScoringRow) -> ScoringRow | None:
+        """The row if it fits the model in every context; else cut at its end, where that was asked for."""
+        room = self._max_length - max(len(prompt) for prompt in row.prompts.values())
+        if len(row.response_ids) <= room:
+            return row
+        if self._config.too_long == "reject" or room < 1:
+            return None
+        return ScoringRow(row.id, row.verdict, row.prompts, row.response_ids[:room], row.standard_ids)
+
+    def _run(self, rows: list[ScoringRow], context: Context, **wanted: bool) -> dict[int, PassFacts]:
+        """Facts under one context, by row index, for the rows that need it."""
+        needing = [index for index, row in enumerate(rows) if context in row.prompts]
+        facts = self._score([(rows[index].prompts[context], rows[index].response_ids) for index in needing], **wanted)
+        return dict(zip(needing, facts, strict=True))
+
+
+def _scored_row(row: ScoringRow, facts: dict[Context, PassFacts]) -> dict[str, Any]:
+    base, judge, standard = facts["base"], facts.get("judge"), facts.get("standard")
+    assert base.hidden_cos is not None
+    return {
+        "id": row.id,
+        "verdict": row.verdict,
+        "input_ids": row.prompts["base"] + row.response_ids,
+        "response_start": len(row.prompts["base"]),
+        "logp_base": base.logp,
+        "logp_judge": judge.logp if judge else None,
+        "logp_standard": standard.logp if standard else None,
+        "top_standard": standard.top if standard else None,
+        "top_logp_standard": standard.top_logp if standard else None,
+        "hidden_norm": base.hidden_norm,
+        "hidden_cos": base.hidden_cos.reshape(-1),
+        "standard_ids": row.standard_ids,
+    }
+
+
+def _counts(rows: list[ScoringRow]) -> dict[str, float]:
+    return {
+        "correct": float(sum(row.verdict == "correct" for row in rows)),
+        "incorrect": float(sum(row.verdict == "incorrect" for row in rows)),
+        "without_standard_answer": float(sum("standard" not in row.prompts for row in rows)),
+        "response_tokens": float(sum(len(row.response_ids) for row in rows)),
+        "forward_passes": float(sum(len(row.prompts) for row in rows)),
+    }
