@@ -4,11 +4,13 @@ A stage's own settings are its `…Options`; `…Config` adds where it reads, wh
 `nlft-ray <stage>` and `nlft_ray.<stage>(config)` take. `RunConfig` holds the options of all stages, for `nlft-ray run`.
 """
 
-from typing import Annotated, Any, Literal, Union
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import jinja2
 import jinja2.meta
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +28,19 @@ from nlft_ray.core.policies import POLICIES
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_if_there(name: str) -> str:
+    return _absolute(name) if os.path.exists(os.path.expanduser(name)) else name
+
+
+# Made absolute at once: workers on Ray may run in another directory.
+FolderPath = Annotated[str, AfterValidator(_absolute)]
+PathOrName = Annotated[str, AfterValidator(_absolute_if_there)]
+
+
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; values never change after validation."""
 
@@ -38,7 +53,7 @@ class Strict(BaseModel):
 class ModelConfig(Strict):
     """The target model."""
 
-    path: str
+    path: PathOrName
     """Folder or hub name of a causal language model; `sandbox` is the small one that comes with the package."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -140,9 +155,9 @@ class PoolConfig(Strict):
 class StageConfig(Strict):
     """What every stage has."""
 
-    input: str
+    input: FolderPath
     """Folder of the table to read (local path, or a URI such as s3://bucket/folder)."""
-    output: str
+    output: FolderPath
     """Folder to write. Started again, a stage continues there; a complete one is not run twice."""
     overwrite: bool = False
     """Replace an output that was made with another configuration, instead of refusing."""
@@ -185,7 +200,7 @@ VerifierName = Annotated[str, BeforeValidator(_check_verifier)]
 class ImportOptions(Strict):
     """What to import, and how its columns are called."""
 
-    source: str
+    source: PathOrName
     """File (JSONL, JSON or Parquet), folder of such files, `datasets` name, or `sandbox` for generated problems."""
     format: Literal["gsm8k", "nlft", "cut", "columns", "sandbox"]
     """`gsm8k`: question, answer. `nlft`: instruction, input, output, judgment, answer, score. `cut`: the same without
@@ -256,7 +271,7 @@ class JudgeServer(Strict):
     """Longest wait for one answer."""
     max_retries: NonNegativeInt = 6
     """Tries after the first, with exponential back-off."""
-    cache: str | None = None
+    cache: FolderPath | None = None
     """Folder of answers already paid for; unset, `judgment_cache` beside the output."""
 
 
@@ -306,11 +321,14 @@ def _policy_by_name(value: Any) -> Any:
     return {"name": "nlft", **value} if isinstance(value, dict) else value
 
 
-PolicyConfig = Annotated[
-    Union[tuple(POLICIES.values())],  # type: ignore[valid-type]  # noqa: UP007
-    Field(discriminator="name"),
-    BeforeValidator(_policy_by_name),
-]
+if TYPE_CHECKING:
+    from nlft_ray.core.policies.base import Policy as PolicyConfig
+else:
+    PolicyConfig = Annotated[
+        Union[tuple(POLICIES.values())],  # noqa: UP007
+        Field(discriminator="name"),
+        BeforeValidator(_policy_by_name),
+    ]
 
 
 class LoraConfig(Strict):
@@ -399,7 +417,7 @@ class ExportOptions(Strict):
 class ImportConfig(ImportOptions):
     """`nlft-ray import`: data from elsewhere → questions, responses or examples."""
 
-    output: str
+    output: FolderPath
     """Folder to write."""
     overwrite: bool = False
     """Replace an output that was made with another configuration, instead of refusing."""
@@ -434,7 +452,7 @@ class ExportConfig(ExportOptions, StageConfig):
 class RunConfig(WithPool):
     """`nlft-ray run`: the whole chain from one file."""
 
-    run_dir: str
+    run_dir: FolderPath
     """Folder of the run: one folder in it for each stage's output."""
     questions: ImportOptions
     """The questions to learn from."""

@@ -56,7 +56,7 @@ class Generator:
                 "top_p": decoding.top_p,
                 "top_k": 0,  # transformers would cut to 50 by default
             }
-        output = self._model.generate(
+        output = self._model.generate(  # type: ignore[operator]
             input_ids=input_ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
             generation_config=GenerationConfig(

@@ -119,7 +119,7 @@ def _manifest(identity: Identity, reports: list[ShardReport], seconds: float) ->
     counts: Counter[str] = Counter()
     for report in reports:
         reasons.update(report.reject_reasons)
-        counts.update(report.counts)  # type: ignore[arg-type]
+        counts.update(report.counts)
     return Manifest(
         identity=identity,
         rows_in=sum(report.rows_in for report in reports),

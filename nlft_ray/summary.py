@@ -1,0 +1,124 @@
+"""What a person sees when a command ends: a table, one coloured example, and where things lie."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nlft_ray.chain import PolicyOutcome, RunResult
+from nlft_ray.manifest import Manifest, StageResult
+from nlft_ray.models import load_tokenizer
+from nlft_ray.saliency_view import Role, SaliencyView, losing_example
+from nlft_ray.storage import Folder
+
+_STYLES: dict[Role, str] = {
+    "losing": "bold white on red",
+    "scoring": "black on green",
+    "near": "underline",
+    "silent": "dim",
+    "plain": "",
+}
+
+
+def show(result: StageResult | RunResult, console: Console | None = None) -> None:
+    """Print a result for a person."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    if isinstance(result, RunResult):
+        _show_run(result, console)
+    else:
+        _show_stage(result, console)
+
+
+def _show_stage(result: StageResult, console: Console) -> None:
+    manifest = result.manifest
+    table = Table(title=manifest.identity.stage + " (already complete)" * result.reused, title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in _facts(manifest):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"written to {result.output}")
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "rows in", f"{manifest.rows_in:,}"
+    yield "rows out", f"{manifest.rows_out:,}"
+    yield "rows rejected", f"{manifest.rows_rejected:,}"
+    for reason, count in sorted(manifest.reject_reasons.items(), key=lambda item: -item[1]):
+        yield f"  {reason}", f"{count:,}"
+    if manifest.tokens:
+        yield "tokens", f"{manifest.tokens:,}"
+    yield "seconds", f"{manifest.seconds:.1f}"
+    for name, value in manifest.counts.items():
+        yield name.replace("_", " "), f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _show_run(result: RunResult, console: Console) -> None:
+    table = Table(title="Accuracy on questions that were in no training row" if result.before else "Trained models")
+    for heading in ("policy", "examples", "correct + incorrect"):
+        table.add_column(heading)
+    for heading in ("accuracy before", "accuracy after", "seconds"):
+        table.add_column(heading, justify="right")
+    for outcome in result.outcomes:
+        table.add_row(*_outcome_row(result, outcome))
+    console.print(table)
+    tokenizer = load_tokenizer(result.config.model)
+    scored, examples = Folder(result.scored.output), Folder(result.examples.output)
+    view = losing_example(scored, examples, tokenizer, result.config.policies[0])
+    if view:
+        show_example(view, console)
+    console.print(f"The whole run took {result.seconds:.0f} s. It wrote:")
+    for name, path in _paths(result):
+        console.print(f"  {name:<12} {path}")
+
+
+def _outcome_row(result: RunResult, outcome: PolicyOutcome) -> tuple[str, ...]:
+    trained = outcome.train.manifest
+    counts = trained.counts
+    return (
+        outcome.policy,
+        f"{counts['examples']:.0f} of {trained.rows_in}",
+        f"{counts['correct']:.0f} + {counts['incorrect']:.0f}",
+        _accuracy(result.before),
+        _accuracy(outcome.evaluate),
+        f"{trained.seconds:.0f}",
+    )
+
+
+def _accuracy(result: StageResult | None) -> str:
+    if result is None:
+        return "not measured"
+    counts = result.manifest.counts
+    return f"{counts['accuracy']:.1%} ({counts['accuracy_low']:.1%} to {counts['accuracy_high']:.1%})"
+
+
+def _paths(result: RunResult) -> Iterator[tuple[str, str]]:
+    yield "examples", result.examples.output
+    yield "scored", result.scored.output
+    for outcome in result.outcomes:
+        yield f"model {outcome.policy}", outcome.export.output
+    if result.outcomes and result.outcomes[0].evaluate:
+        yield "predictions", result.outcomes[0].evaluate.output
+
+
+def show_example(view: SaliencyView, console: Console) -> None:
+    """One incorrect response as tokens: losing tokens red, silenced ones dim; then the losing tokens in figures."""
+    response = Text()
+    for token in view.tokens:
+        response.append(token.text, style=_STYLES[token.role])
+    console.print(f"\nAn incorrect response, as policy {view.policy} sees it", style="bold")
+    console.print(Text.assemble("  question         ", view.example["question"]))
+    console.print(Text.assemble("  standard answer  ", view.example["standard_answer"] or "none"))
+    console.print(Text.assemble("  response         ", response))
+    console.print(Text.assemble("  judgment         ", view.example["judgment"]))
+    losing = Table(title="Losing tokens: likelier once the prompt asks for the mistake", title_justify="left")
+    losing.add_column("token")
+    for heading in ("p_base", "p_judge", "p_standard", "weight"):
+        losing.add_column(heading, justify="right")
+    losing.add_column("with the standard answer in view")
+    for token in view.tokens:
+        if token.role == "losing":
+            figures = (f"{value:.3f}" for value in (token.p_base, token.p_judge, token.p_standard, -token.weight))
+            losing.add_row(token.text.strip(), *figures, token.top_standard.strip())
+    console.print(losing)
