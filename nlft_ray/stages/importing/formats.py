@@ -1,0 +1,213 @@
+"""Raw record → our row. One small function for each format; which table comes out follows from the configuration alone.
+
+| table     | rows have                                                                                   |
+|-----------|---------------------------------------------------------------------------------------------|
+| questions | no response                                                                                 |
+| responses | a response, and no column of judgments (`columns` without `judgment`)                       |
+| examples  | a response and a column of judgments (`nlft`, `cut`, `columns` with `judgment`)             |
+
+The verdict comes from, in this order: a verdict column; the score (`nlft`, `cut`); a judgment, which only incorrect
+responses have; the standard answer, where its final answer can be compared; an empty cell in a judgment column, which
+means that there was nothing to criticise.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from nlft_ray.config import ImportOptions
+from nlft_ray.core.answers import answers_agree, final_answer
+from nlft_ray.errors import UserError
+from nlft_ray.schema import CORRECT, INCORRECT
+
+Record = Mapping[str, Any]
+Row = dict[str, Any]
+
+TARGETS = ("id", "instruction", "question", "standard_answer", "response", "verdict", "judgment", "source")
+"""Our columns that `columns` may fill. Token ids are not among them: whose tokenizer made them is unknown."""
+FAILED_JUDGMENT = "$ERROR$"
+"""What the judging scripts of CUT and their relatives write where the judge could not be reached."""
+_MAY_BE_NUMBERS = ("id", "standard_answer", "answer")
+_VERDICTS = dict.fromkeys(("correct", "true", "1"), CORRECT) | dict.fromkeys(("incorrect", "false", "0"), INCORRECT)
+
+
+class BadRow(Exception):
+    """Why a record cannot become a row; one of a few reasons, so that they can be counted."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How records become rows of a table. `convert` raises BadRow and counts what it decided in silence."""
+
+    table: str
+    needed: tuple[str, ...]
+    """Their columns that must exist somewhere in the source."""
+    convert: Callable[[Record, Counter[str]], Row]
+
+
+def format_of(options: ImportOptions) -> Format:
+    """The format that the options name.
+
+    Raises:
+        UserError: `columns` does not describe a table.
+    """
+    if options.format == "gsm8k":
+        return Format("questions", ("question", "answer"), _gsm8k)
+    if options.format == "sandbox":
+        return Format("questions", (), lambda record, counts: dict(record))
+    if options.format == "columns":
+        return _columns_format(options.columns)
+    question = _question_of_nlft if options.format == "nlft" else _question_of_cut
+
+    def convert(record: Record, counts: Counter[str]) -> Row:
+        return question(record) | _judged(record, options.min_correct_score, counts)
+
+    return Format("examples", ("instruction", "output", "judgment"), convert)
+
+
+def _gsm8k(record: Record, counts: Counter[str]) -> Row:
+    answer = text_of(record, "answer")
+    if answer is None:
+        raise BadRow("answer is missing or empty")
+    return {"question": text_of(record, "question"), "standard_answer": answer} | _own_id(record)
+
+
+def _own_id(record: Record) -> Row:
+    found = text_of(record, "id")
+    return {"id": found} if found else {}
+
+
+def _question_of_nlft(record: Record) -> Row:
+    """The released files hold the system text in `instruction` and the question in `input`."""
+    instruction, question = text_of(record, "instruction"), text_of(record, "input")
+    if question is None:
+        instruction, question = None, instruction
+    return {"instruction": instruction, "question": question}
+
+
+def _question_of_cut(record: Record) -> Row:
+    """Alpaca's `instruction` is the task itself; `input` is its material."""
+    task, material = text_of(record, "instruction"), text_of(record, "input")
+    return {"question": f"{task}\n{material}" if task and material else task}
+
+
+def _judged(record: Record, min_correct_score: float, counts: Counter[str]) -> Row:
+    """What `nlft` and `cut` say about the response."""
+    judgment, score = text_of(record, "judgment"), record.get("score")
+    if judgment == FAILED_JUDGMENT:
+        raise BadRow(f"judgment is {FAILED_JUDGMENT}: the judge had failed")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or score != score):
+        raise BadRow("score is not a number")
+    verdict = INCORRECT if judgment else CORRECT
+    if score is not None:
+        verdict = CORRECT if score >= min_correct_score else INCORRECT
+    if verdict == CORRECT and judgment:
+        counts["judgments_of_correct_responses_dropped"] += 1
+        judgment = None
+    return {
+        "standard_answer": text_of(record, "answer"),
+        "response": text_of(record, "output"),
+        "verdict": verdict,
+        "judgment": judgment,
+    } | _own_id(record)
+
+
+def _columns_format(columns: Mapping[str, str]) -> Format:
+    unknown = sorted(set(columns) - set(TARGETS))
+    if unknown:
+        raise UserError(f"columns: {', '.join(unknown)} are not columns of ours; they are {', '.join(TARGETS)}.")
+    if "question" not in columns:
+        raise UserError("columns: `question` must be mapped.")
+    if "response" not in columns:
+        idle = sorted({"verdict", "judgment", "source"} & set(columns))
+        if idle:
+            raise UserError(f"columns: {', '.join(idle)} describe a response, but `response` is not mapped.")
+    elif not {"verdict", "judgment", "standard_answer"} & set(columns):
+        raise UserError(
+            "columns: nothing says which responses are correct; map `verdict`, `judgment` or `standard_answer`."
+        )
+
+    def convert(record: Record, counts: Counter[str]) -> Row:
+        row = {ours: text_of(record, theirs, ours) for ours, theirs in columns.items() if ours != "verdict"}
+        if "response" in columns:
+            row["verdict"] = _verdict(row, record, columns)
+        return row
+
+    table = "questions" if "response" not in columns else "examples" if "judgment" in columns else "responses"
+    return Format(table, tuple(columns.values()), convert)
+
+
+def _verdict(row: Row, record: Record, columns: Mapping[str, str]) -> str:
+    if "verdict" in columns:
+        value = look_up(record, columns["verdict"])
+        found = _VERDICTS.get(str(value).strip().lower())
+        if found is None:
+            raise BadRow("verdict is none of correct, incorrect, true, false, 1, 0")
+        return found
+    if row.get("judgment"):
+        return INCORRECT
+    response, answer = row.get("response"), row.get("standard_answer")
+    if response and answer and final_answer(answer) is not None:
+        return CORRECT if answers_agree(response, answer) else INCORRECT
+    if "judgment" in columns:
+        return CORRECT
+    raise BadRow("no verdict: there is no standard answer with a number to compare; map a `verdict` column")
+
+
+def look_up(record: Record, column: str) -> Any:
+    """A cell. `a.b` is key b of the object in column a, unless there is a column of that very name."""
+    if column in record or "." not in column:
+        return record.get(column)
+    outer, _, inner = column.partition(".")
+    nested = record.get(outer)
+    return look_up(nested, inner) if isinstance(nested, Mapping) else None
+
+
+def text_of(record: Record, column: str, ours: str = "") -> str | None:
+    """A cell as text, unchanged; None where it is missing or blank.
+
+    Raises:
+        BadRow: it holds something else.
+    """
+    value = look_up(record, column)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (ours or column) in _MAY_BE_NUMBERS:
+        return str(value)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise BadRow(f"{column} is not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        raise BadRow(f"{column} is not valid Unicode") from None
+    return value if value.strip() else None
+
+
+def check_columns(needed: Iterable[str], records: Iterable[Record]) -> None:
+    """Whether the first records have the columns that a format reads.
+
+    Raises:
+        UserError: names what is missing, what there is, and what comes near.
+    """
+    there: dict[str, None] = {}
+    for record in records:
+        there.update(dict.fromkeys(_columns_of(record)))
+    problems = []
+    for column in needed if there else ():
+        if column not in there:
+            near = get_close_matches(column, there, n=3)
+            problems.append(f"  {column}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    if problems:
+        raise UserError(
+            "source: the first rows have no column\n" + "\n".join(problems) + f"\nThey have: {', '.join(there)}."
+        )
+
+
+def _columns_of(record: Record, prefix: str = "") -> Iterable[str]:
+    for column, value in record.items():
+        yield f"{prefix}{column}"
+        if isinstance(value, Mapping):
+            yield from _columns_of(value, f"{prefix}{column}.")

@@ -1,0 +1,155 @@
+"""Files → raw records, each with its place. What is no record is marked as such and never ends the reading."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from nlft_ray.errors import UserError
+from nlft_ray.storage import Folder
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+_BUFFER_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One row as it stands in a source: a record, or what stands there instead and why it is none."""
+
+    id: str  # for rows that bring no id of their own
+    place: str
+    record: dict[str, Any] | None = None
+    problem: str = ""  # one of a few, so that it can be counted
+    detail: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file in a folder; `stem` is what its rows' ids begin with."""
+
+    folder: Folder
+    name: str
+    stem: str
+
+    def open(self) -> BinaryIO:
+        stream = self.folder.filesystem.open_input_stream(f"{self.folder.path}/{self.name}")
+        return cast(BinaryIO, io.BufferedReader(stream, _BUFFER_BYTES))
+
+    def raw(self, unit: str, number: int, **fields: Any) -> Raw:
+        return Raw(id=f"{self.stem}-{number}", place=f"{self.name} {unit} {number}", **fields)
+
+
+def read_file(file: SourceFile) -> Iterator[Raw]:
+    """Every row of a JSONL, JSON or Parquet file, in order. Lines are numbered from 1.
+
+    Raises:
+        UserError: the file as a whole cannot be read.
+    """
+    if file.name.endswith(".parquet"):
+        return _read_parquet(file)
+    if file.name.endswith(".json") and _begins_as_array(file):
+        return _read_array(file)
+    return _read_lines(file)
+
+
+def _begins_as_array(file: SourceFile) -> bool:
+    """Files that end in .json often hold one object a line all the same.
+
+    Raises:
+        UserError: it is one JSON object, spread over lines.
+    """
+    with file.open() as stream:
+        for line in stream:
+            begin = line.removeprefix(_BYTE_ORDER_MARK).strip()
+            if begin:
+                if begin.startswith(b"{") and not begin.endswith(b"}"):
+                    raise UserError(
+                        f"source: {file.folder / file.name} holds one JSON object; it must hold an array of objects, "
+                        "or one object a line."
+                    )
+                return begin.startswith(b"[")
+    return False
+
+
+def _read_lines(file: SourceFile) -> Iterator[Raw]:
+    with file.open() as stream:
+        for number, line in enumerate(stream, 1):
+            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if line.strip():
+                yield file.raw("line", number, **_parsed(line))
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The fields of `Raw` for one line."""
+    shown = line.decode(errors="backslashreplace").rstrip("\r\n")
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return {"problem": "not UTF-8", "detail": f"byte {error.start + 1} of the line", "text": shown}
+    except json.JSONDecodeError as error:
+        detail = f"{error.msg} at character {error.pos + 1}"
+        return {"problem": "not JSON", "detail": detail, "text": shown}
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
+        return {"problem": "not JSON", "detail": str(error)[:100], "text": shown}
+    return _as_record(record, shown)
+
+
+def _as_record(value: Any, shown: str | None = None) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {"record": value}
+    text = json.dumps(value, default=str) if shown is None else shown
+    return {"problem": "not a JSON object", "detail": f"it is {_json_type(value)}", "text": text}
+
+
+def _json_type(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _read_array(file: SourceFile) -> Iterator[Raw]:
+    """A JSON array has no lines to tell apart, so it is read whole, and one mistake in its syntax spoils it all."""
+    whole = f"source: {file.folder / file.name}"
+    with file.open() as stream:
+        content = stream.read()
+    try:
+        items = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{whole} is not UTF-8: byte {error.start + 1}.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{whole} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{whole} is not JSON that can be read: {error}.") from error
+    for number, item in enumerate(items, 1):
+        yield file.raw("item", number, **_as_record(item))
+
+
+def _read_parquet(file: SourceFile) -> Iterator[Raw]:
+    number = 0
+    try:
+        for batch in file.folder.open_parquet(file.name).iter_batches(batch_size=1024):
+            for fields in _records(batch):
+                number += 1
+                yield file.raw("row", number, **fields)
+    except (pa.ArrowException, OSError) as error:
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        raise UserError(f"source: {file.folder / file.name} cannot be read after row {number}: {reason}") from error
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The fields of `Raw` for each row; a string column may hold bytes that are no text."""
+    try:
+        yield from ({"record": record} for record in batch.to_pylist())
+        return
+    except UnicodeDecodeError:
+        pass
+    for index in range(batch.num_rows):
+        try:
+            yield {"record": batch.slice(index, 1).to_pylist()[0]}
+        except UnicodeDecodeError:
+            yield {"problem": "not UTF-8"}
