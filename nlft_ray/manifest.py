@@ -19,7 +19,10 @@ from nlft_ray.storage import Folder
 MANIFEST, PLAN = "manifest.json", "plan.json"
 
 # Settings that say where and how fast, never what comes out.
-_NOT_IDENTITY = ("input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address")
+_NOT_IDENTITY: dict[str, Any] = {
+    **dict.fromkeys(("input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address"), True),
+    "server": {"api_key_variable", "concurrency", "timeout_seconds", "max_retries", "cache"},
+}
 
 
 def fingerprint(value: Any) -> str:
@@ -60,6 +63,10 @@ class Manifest(BaseModel):
     rows_rejected: int
     reject_reasons: dict[str, int] = {}
     """Rejected rows by reason."""
+    rows_set_aside: int = 0
+    """Rows left out on purpose. They stand among the rejects, but are no failures."""
+    set_aside_reasons: dict[str, int] = {}
+    """Rows set aside by reason."""
     tokens: int = 0
     """Tokens that went through the model."""
     seconds: float
@@ -70,7 +77,7 @@ class Manifest(BaseModel):
 
 def identity_of(config: BaseModel, stage: str, **fields: Any) -> Identity:
     """The identity of a stage's output under a configuration."""
-    kept = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+    kept = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
     return Identity(stage=stage, software_version=__version__, config=kept, **fields)
 
 

@@ -41,12 +41,14 @@ class Worked:
     """What a worker made of a table: output rows, unusable rows with reasons, and what it counted.
 
     A reason reads `kind` or `kind: details`; rejects are counted by kind.
+    Rows that are `set_aside` are usable but left out on purpose. They stand among the rejects, and are counted apart.
     """
 
     table: pa.Table
     rejects: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
     tokens: int = 0
     counts: dict[str, float] = field(default_factory=dict)
+    set_aside: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
 
     def __add__(self, other: "Worked") -> "Worked":
         return Worked(
@@ -54,6 +56,7 @@ class Worked:
             self.rejects + other.rejects,
             self.tokens + other.tokens,
             dict(Counter(self.counts) + Counter(other.counts)),
+            self.set_aside + other.set_aside,
         )
 
 
@@ -68,6 +71,7 @@ class ShardReport:
     tokens: int
     seconds: float
     counts: dict[str, float]
+    set_aside_reasons: dict[str, int]
 
 
 class Worker(Protocol):
@@ -126,9 +130,11 @@ def work_shard(worker: Worker, source: Folder, output: Folder, shard: Shard, sta
         tokens=worked.tokens,
         seconds=time.monotonic() - began,
         counts=worked.counts,
+        set_aside_reasons=dict(Counter(reason.partition(":")[0] for _, reason in worked.set_aside)),
     )
-    if worked.rejects:
-        (output / REJECTED).write_table(shard.name, rejects_table(stage, worked.rejects))
+    left_out = worked.rejects + worked.set_aside
+    if left_out:
+        (output / REJECTED).write_table(shard.name, rejects_table(stage, left_out))
     (output / DATA).write_table(shard.name, worked.table, {_FOOTER_KEY.decode(): json.dumps(asdict(report))})
     return report
 

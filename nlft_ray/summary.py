@@ -47,6 +47,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "rows rejected", f"{manifest.rows_rejected:,}"
     for reason, count in sorted(manifest.reject_reasons.items(), key=lambda item: -item[1]):
         yield f"  {reason}", f"{count:,}"
+    for reason, count in manifest.set_aside_reasons.items():
+        yield f"set aside: {reason}", f"{count:,}"
     if manifest.tokens:
         yield "tokens", f"{manifest.tokens:,}"
     yield "seconds", f"{manifest.seconds:.1f}"

@@ -116,9 +116,11 @@ def _audit(shards: list[Shard], reports: dict[int, ShardReport], input_manifest:
 
 def _manifest(identity: Identity, reports: list[ShardReport], seconds: float) -> Manifest:
     reasons: Counter[str] = Counter()
+    set_aside: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for report in reports:
         reasons.update(report.reject_reasons)
+        set_aside.update(report.set_aside_reasons)
         counts.update(report.counts)
     return Manifest(
         identity=identity,
@@ -126,6 +128,8 @@ def _manifest(identity: Identity, reports: list[ShardReport], seconds: float) ->
         rows_out=sum(report.rows_out for report in reports),
         rows_rejected=sum(reasons.values()),
         reject_reasons=dict(reasons),
+        rows_set_aside=sum(set_aside.values()),
+        set_aside_reasons=dict(set_aside),
         tokens=sum(report.tokens for report in reports),
         seconds=seconds,
         counts=dict(counts),
