@@ -1,0 +1,71 @@
+"""Where response tokens stand, and which positions predict them. Off by one, a model trains on noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def join(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[int], int]:
+    """Input ids of prompt and response, and the position of the first response token.
+
+    Raises:
+        ValueError: the prompt is empty (nothing would predict the first token) or the response is.
+    """
+    _check(len(prompt_ids), len(response_ids))
+    return [*prompt_ids, *response_ids], len(prompt_ids)
+
+
+def predicting_positions(response_start: int, n: int) -> range:
+    """The n positions whose logits predict the response tokens: token t stands at response_start + t, and the
+    position before it predicts it.
+
+    Raises:
+        ValueError: response_start < 1 or n < 1.
+    """
+    _check(response_start, n)
+    return range(response_start - 1, response_start - 1 + n)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B rows padded on the right to T positions; N response tokens in all, row after row."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    attention_mask: Tensor
+    """(B, T) int64, 1 where there is a token and 0 where there is padding."""
+    keep: Tensor
+    """(B, T) bool, the positions that predict response tokens. As `logits_to_keep` of a transformers
+    model's forward it yields logits (N, V) in the order of `targets`."""
+    targets: Tensor
+    """(N,) int64, the response tokens."""
+    example: Tensor
+    """(N,) int64, the row that each response token belongs to."""
+
+
+def pad_batch(rows: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
+    """Pad rows of (input_ids, response_start) on the right, so that no position moves.
+
+    Raises:
+        ValueError: a row has response_start < 1 or no response token.
+    """
+    shape = len(rows), max(len(ids) for ids, _ in rows)
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    keep = torch.zeros(shape, dtype=torch.bool)
+    for row, (ids, response_start) in enumerate(rows):
+        positions = predicting_positions(response_start, len(ids) - response_start)
+        input_ids[row, : len(ids)] = torch.as_tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+        keep[row, positions.start : positions.stop] = True
+    example, position = keep.nonzero(as_tuple=True)
+    return Batch(input_ids, attention_mask, keep, targets=input_ids[example, position + 1], example=example)
+
+
+def _check(response_start: int, n: int) -> None:
+    if response_start < 1:
+        raise ValueError(f"response_start is {response_start}: a prompt token must precede the response")
+    if n < 1:
+        raise ValueError("the response is empty")
