@@ -1,0 +1,130 @@
+"""One request to an OpenAI-compatible chat server: how it is sent, and what its failures mean.
+
+A failure that every other request would share (no server, no access, no such model, no money) is the user's to mend
+and ends the stage; work that is done stays done. Any other concerns one row.
+"""
+
+import ipaddress
+import os
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from nlft_ray.config import JudgeServer
+from nlft_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+_LONGEST_MESSAGE = 160
+_DUMMY_KEY = "none"
+_STATUS_NO_ACCESS = (401, 403)
+_STATUS_NOT_FOUND = 404
+
+
+class RequestFailed(Exception):
+    """One request could not be answered. Its text is a reject's reason."""
+
+
+class ChatServer:
+    """Where requests go. Holds the key, and keeps it out of every message."""
+
+    def __init__(self, server: JudgeServer):
+        """Raises UserError: the `openai` package is missing, or the key's variable is unset."""
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError(
+                "judge.server needs the package openai, which is not installed: pip install 'nlft-ray[server]'"
+            ) from error
+        self._openai = openai
+        self._server = server
+        self._key = _key(server)
+
+    def client(self) -> "AsyncOpenAI":
+        """A client for one event loop; it tries again, waiting twice as long each time."""
+        return self._openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=self._server.base_url,
+            timeout=self._server.timeout_seconds,
+            max_retries=self._server.max_retries,
+        )
+
+    async def ask(self, client: "AsyncOpenAI", request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request: its text, why it ended there, and the tokens that were paid for.
+
+        Raises:
+            UserError: no request can succeed.
+            RequestFailed: this one did not.
+        """
+        tries = self._server.max_retries + 1
+        try:
+            completion = await client.chat.completions.create(**request)
+        except self._openai.APITimeoutError:
+            raise RequestFailed(
+                f"the server did not answer: {tries} tries of {self._server.timeout_seconds:g} s"
+            ) from None
+        except self._openai.APIConnectionError as error:
+            cause = self._clean(str(error.__cause__ or error))
+            raise UserError(
+                f"judge.server.base_url: {self._server.base_url} cannot be reached, in {tries} tries: {cause}. "
+                "Start the server and run the same command again: what is judged already is kept."
+            ) from None
+        except self._openai.APIStatusError as error:
+            raise self._meaning(error, tries) from None
+        except (self._openai.OpenAIError, ValueError) as error:
+            raise RequestFailed(f"the server's answer cannot be read: {self._clean(str(error))}") from None
+        if not getattr(completion, "choices", None):
+            raise RequestFailed("the server's answer is no chat completion")
+        choice, usage = completion.choices[0], completion.usage
+        return {
+            "judgment": (choice.message.content or "").strip(),
+            "finish_reason": choice.finish_reason,
+            "tokens": usage.total_tokens if usage else 0,
+        }
+
+    def _meaning(self, error: "APIStatusError", tries: int) -> UserError | RequestFailed:
+        status, server, message = error.status_code, self._server, self._clean(_message(error))
+        if status in _STATUS_NO_ACCESS:
+            return UserError(
+                f"judge.server: {server.base_url} refuses the key of {server.api_key_variable} ({status}): {message}"
+            )
+        if status == _STATUS_NOT_FOUND:
+            return UserError(
+                f"judge.server: {server.base_url} has no model {server.model!r}, or no chat completions at that "
+                f"address ({status}): {message}"
+            )
+        if error.code == "insufficient_quota":
+            return UserError(f"judge.server: {server.base_url} says that the account is used up: {message}")
+        if status >= 500 or status == 429:
+            return RequestFailed(f"the server failed with status {status}: {tries} tries, {message}")
+        return RequestFailed(f"the server refused with status {status}: {message}")
+
+    def _clean(self, text: str) -> str:
+        """One short line without the key, whatever a server echoes."""
+        return " ".join(text.replace(self._key, "[key]").split())[:_LONGEST_MESSAGE]
+
+
+def _message(error: "APIStatusError") -> str:
+    if isinstance(error.body, dict):
+        return str(error.body.get("message") or error.body.get("detail") or error.body)
+    return str(error.body or error.message)
+
+
+def _key(server: JudgeServer) -> str:
+    key = os.environ.get(server.api_key_variable)
+    if key:
+        return key
+    if _is_loopback(server.base_url):
+        return _DUMMY_KEY  # a server of one's own asks for none, but the client insists on one
+    raise UserError(
+        f"judge.server: the environment variable {server.api_key_variable} is not set where the actors run. Set it "
+        f"to the key of {server.base_url}, or name another with judge.server.api_key_variable."
+    )
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

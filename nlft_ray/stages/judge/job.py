@@ -1,0 +1,35 @@
+"""Where judging runs: Ray Data actors, with one model each or with one server for all."""
+
+from nlft_ray.config import JudgeConfig
+from nlft_ray.manifest import StageResult
+from nlft_ray.stages.judge.self_judge import SelfJudge
+from nlft_ray.stages.judge.server_judge import ServerJudge
+from nlft_ray.table_stage import run_table_stage
+
+
+def judge(config: JudgeConfig) -> StageResult:
+    """Give each incorrect response a judgment. Disputed rows are left out, and stand among the rejects.
+
+    Raises:
+        UserError: see `run_table_stage`; or the server cannot be reached, or refuses the key or the model.
+    """
+    worker = SelfJudge if config.server is None else ServerJudge
+    return run_table_stage(
+        _for_server(config),
+        stage="judge",
+        reads=("responses", "examples"),
+        writes="examples",
+        worker=worker,
+        loads_model=config.server is None,
+    )
+
+
+def _for_server(config: JudgeConfig) -> JudgeConfig:
+    """Where a server judges, its cache is named, and actors take no GPU unless told to."""
+    if config.server is None:
+        return config
+    cache = config.server.cache or f"{config.output.rstrip('/').rpartition('/')[0]}/judgment_cache"
+    pool = config.pool
+    if pool.gpus_per_worker is None:
+        pool = pool.model_copy(update={"gpus_per_worker": 0.0})
+    return config.model_copy(update={"server": config.server.model_copy(update={"cache": cache}), "pool": pool})

@@ -1,0 +1,59 @@
+"""What both judges share: which rows wait for a judgment, and what becomes of them once there is one."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from nlft_ray.schema import EXAMPLES, INCORRECT
+from nlft_ray.shards import Worked
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a judge said about one response, or why it said nothing."""
+
+    judgment: str = ""
+    failure: str = ""
+    cut_short: bool = False
+    """The judge had more to say than `max_new_tokens`."""
+
+
+def waits(row: Row) -> bool:
+    """Whether a row lacks a judgment. Correct responses need none, and one that stands there is kept."""
+    return row["verdict"] == INCORRECT and not row["judgment"]
+
+
+def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pattern: str) -> Worked:
+    """The examples, in the order of `rows`; `answers` holds one for the index of each row that waits.
+
+    A disputed row is set aside: by its judge the verdict is wrong, so its tokens would be lowered for no reason.
+    """
+    counts = Counter[str]({"incorrect": sum(row["verdict"] == INCORRECT for row in rows)})
+    kept: list[Row] = []
+    worked = Worked(EXAMPLES.empty_table())
+    for index, row in enumerate(rows):
+        answer = answers.get(index)
+        if answer is None:
+            kept.append(row)
+            continue
+        judged = {**row, "judgment": answer.judgment}
+        if answer.failure:
+            worked.rejects.append((row, answer.failure))
+        elif not answer.judgment:
+            worked.rejects.append((row, "the judgment is empty"))
+        elif re.search(disputed_pattern, answer.judgment):
+            counts["disputed"] += 1
+            worked.set_aside.append((judged, "disputed: the judge says that the response is right"))
+        else:
+            counts["judged"] += 1
+            counts["judgments_cut_short"] += answer.cut_short
+            kept.append(judged)
+    worked.table = pa.Table.from_pylist(kept, schema=EXAMPLES)
+    worked.counts = {name: float(count) for name, count in counts.items()}
+    return worked
