@@ -47,12 +47,14 @@ class RowProgress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self, rows: int, tokens: int = 0) -> None:
+    def advance(self, rows: int, tokens: int = 0, note: str = "") -> None:
+        """Show that `rows` more are done; `note` is shown beside them, such as the loss."""
         self._done += rows
         self._tokens += tokens
         now = time.monotonic()
         seconds = max(now - self._began, 1e-9)
         rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+        rate = ", ".join(part for part in (note, rate) if part)
         if self._bar:
             self._bar.update(self._task, completed=self._done, rate=rate)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:

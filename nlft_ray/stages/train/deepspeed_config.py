@@ -1,0 +1,91 @@
+"""DeepSpeed's configuration: ours, and further keys of the user's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nlft_ray.config import TrainOptions
+from nlft_ray.errors import UserError
+
+_OURS = {
+    "train_batch_size": "batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size_per_worker",
+    "gradient_accumulation_steps": "batch_size and micro_batch_size_per_worker",
+    "gradient_clipping": "max_gradient_norm",
+    "optimizer": "learning_rate and weight_decay",
+    "scheduler": "schedule and warmup_fraction",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "amp": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "data_types": "model.dtype",
+    "prescale_gradients": "normalisation",
+    "gradient_predivide_factor": "normalisation",
+    "zero_optimization.stage": "zero_stage",
+    "tensorboard": "nothing: metrics go to OUTPUT/tensorboard",
+    "wandb": "nothing: metrics go to OUTPUT/metrics.jsonl",
+    "csv_monitor": "nothing: metrics go to OUTPUT/metrics.jsonl",
+}
+"""Keys that nlft-ray sets itself, and the option that takes their place."""
+
+
+def check_deepspeed_keys(extra: Mapping[str, Any]) -> None:
+    """Refuse keys that are ours.
+
+    Raises:
+        UserError: names every such key, and the option to use instead.
+    """
+    taken = [key for key in _OURS if _has(extra, key)]
+    if taken:
+        raise UserError(
+            "configuration:\n"
+            + "\n".join(f"  deepspeed.{key}: nlft-ray sets this itself; use {_OURS[key]}." for key in taken)
+        )
+
+
+def deepspeed_config(
+    options: TrainOptions, dtype: torch.dtype, micro_batch_size: int, micro_steps: int
+) -> dict[str, Any]:
+    """The configuration for `deepspeed.initialize`.
+
+    Raises:
+        UserError: `options.deepspeed` holds a key that is ours.
+    """
+    check_deepspeed_keys(options.deepspeed)
+    offloaded = "offload_optimizer" in options.deepspeed.get("zero_optimization", {})
+    ours = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": options.max_gradient_norm,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {"stage": options.zero_stage},
+        # DeepSpeed's own Adam would be compiled at the first start, which takes minutes and a compiler; on a GPU
+        # it is no faster than torch's. Only offloaded optimizer states need it.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": options.learning_rate,
+                "weight_decay": options.weight_decay,
+                "torch_adam": not offloaded,
+            },
+        },
+        "steps_per_print": 2**31 - 1,
+    }
+    return _merged(ours, options.deepspeed)
+
+
+def _has(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

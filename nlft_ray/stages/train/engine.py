@@ -1,0 +1,108 @@
+"""The model under DeepSpeed: loaded, given adapters where asked for, its trainable parameters with the optimizer."""
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlft_ray import sandbox
+from nlft_ray.config import LoraConfig, ModelConfig, TrainConfig
+from nlft_ray.errors import UserError
+from nlft_ray.models import dtype_of, load_model
+from nlft_ray.stages.train.batch import MicroBatch
+from nlft_ray.stages.train.deepspeed_config import deepspeed_config
+
+
+@dataclass
+class Engine:
+    """A model that DeepSpeed trains."""
+
+    deepspeed: Any
+    """The `DeepSpeedEngine`."""
+    partitioned_loading: Any
+    """transformers looks here, through a weak reference, whether ZeRO-3 is on: it must live as long as the model."""
+    keeps_logits: bool
+    """Whether the model's forward takes `logits_to_keep`."""
+
+    @property
+    def model(self) -> nn.Module:
+        return self.deepspeed.module
+
+    @property
+    def device(self) -> torch.device:
+        return self.deepspeed.device
+
+    def logits(self, batch: MicroBatch) -> Tensor:
+        """(M, V) logits at the positions to keep."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        if self.keeps_logits:
+            logits = self.deepspeed(**inputs, logits_to_keep=batch.keep).logits
+            return logits.reshape(-1, logits.shape[-1])
+        return self.deepspeed(**inputs).logits[batch.keep]
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
+    """Load the model onto this worker and hand it to DeepSpeed. Every worker calls it: parameters are exchanged.
+
+    Raises:
+        UserError: the model does not load, or the adapters' targets are not in it.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    settings = deepspeed_config(config, dtype_of(config.model), config.micro_batch_size_per_worker, micro_steps)
+    deepspeed.init_distributed()
+    partitioned_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
+    model = load_model(config.model)
+    keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.lora is not None:
+        model = _with_adapters(model, config.model, config.lora, config.seed)
+    model.train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=settings)
+    return Engine(engine, partitioned_loading, keeps_logits)
+
+
+def _with_adapters(model: Any, model_config: ModelConfig, lora: LoraConfig, seed: int) -> Any:
+    import peft
+
+    torch.manual_seed(seed)  # every worker draws the same adapters
+    adapters = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float works as well
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+    )
+    try:
+        # DeepSpeed keeps float32 copies of what it trains, so adapters can have the model's own type.
+        adapted = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)
+    except ValueError as error:
+        linear = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        raise UserError(
+            f"lora.targets: {lora.targets} does not fit {model_config.path}, whose linear modules are called "
+            f"{', '.join(linear)}. ({error})"
+        ) from error
+    adapted.peft_config["default"].base_model_name_or_path = _public_name(model_config)
+    adapted.peft_config["default"].revision = model_config.revision
+    return adapted
+
+
+def _public_name(config: ModelConfig) -> str:
+    """How others find the base model: not by where this machine's cache happens to hold it."""
+    return str(sandbox.MODEL_FOLDER) if config.path == "sandbox" else config.path

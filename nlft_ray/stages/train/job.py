@@ -1,0 +1,247 @@
+"""Training as a Ray job: checks and counts here, the loop in Ray Train's workers."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from nlft_ray import ray_runtime
+from nlft_ray.config import TrainConfig
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import (
+    Identity,
+    Manifest,
+    StageResult,
+    begin,
+    check_rejects,
+    finish,
+    identity_of,
+    input_fingerprint,
+    read_manifest,
+)
+from nlft_ray.models import load_tokenizer, max_length, model_fingerprint, tokenizer_fingerprint
+from nlft_ray.progress import log
+from nlft_ray.shards import REJECTED, rejects_table
+from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
+from nlft_ray.stages.train.examples import Weighing
+from nlft_ray.stages.train.metrics import read_metrics
+from nlft_ray.stages.train.order import Order
+from nlft_ray.stages.train.placement import largest_share, places
+from nlft_ray.stages.train.watch import Watch, note_failure
+from nlft_ray.storage import Folder
+
+_ray_train: Any = ray.train  # the annotations are those of Ray Train's first version, what runs is the second
+_TorchTrainer: Any = TorchTrainer
+
+_POLLING_SECONDS = "0.25"
+
+_NOT_IDENTITY = (
+    "prompts",  # the table holds ids: prompts were rendered when it was scored
+    "micro_batch_size_per_worker",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "label_selector",
+    "checkpoint_every_steps",
+    "checkpoints_to_keep",
+    "max_failures",
+)
+"""Settings that do not change what is trained. A checkpoint is cut to the number of workers and the ZeRO stage, so
+these two do count."""
+
+
+def train(config: TrainConfig) -> StageResult:
+    """Fine-tune by a policy. Killed at any moment and started again, it continues from its last checkpoint.
+
+    Raises:
+        UserError: the input does not fit, the output belongs to something else, or training cannot go on.
+    """
+    source, output = Folder(config.input), Folder(config.output)
+    if "://" in config.output:
+        raise UserError(f"output: {config.output} is a URI; train writes to a file system that all its workers share.")
+    scored = read_manifest(source, table="scored")
+    check_deepspeed_keys(config.deepspeed)
+    identity = _identity(config, scored)
+    complete = begin(output, identity, overwrite=config.overwrite)
+    if complete is not None:
+        return StageResult(output=config.output, manifest=complete, reused=True)
+    began, earlier = time.monotonic(), _seconds_of_steps(output)
+    survey = _survey(config, source, output, identity, scored)
+    steps = Order(int(survey.counts["examples"]), config.batch_size, config.epochs, config.seed).steps
+    ray_runtime.connect(config.ray_address)
+    with Watch(Path(output.path), steps):
+        _fit(config, output, identity)
+    after = read_metrics(Path(output.path))
+    kept = {line["step"]: line["seconds"] for line in after}
+    manifest = survey.model_copy(
+        update={
+            "counts": survey.counts | {"steps": len(after), "final_loss": after[-1]["loss"]},
+            "seconds": time.monotonic()
+            - began
+            + sum(seconds for step, seconds in earlier.items() if kept.get(step) == seconds),
+        }
+    )
+    finish(output, manifest)
+    return StageResult(output=config.output, manifest=manifest)
+
+
+def _identity(config: TrainConfig, scored: Manifest) -> Identity:
+    tokenizer = tokenizer_fingerprint(load_tokenizer(config.model))
+    if scored.identity.tokenizer not in (None, tokenizer):
+        raise UserError(
+            f"input: {config.input} holds ids of another tokenizer (tokenizer: {scored.identity.tokenizer} there, "
+            f"{tokenizer} in {config.model.path}). Use the model that it was scored with, or score again."
+        )
+    identity = identity_of(
+        config,
+        "train",
+        table="weights",
+        model=model_fingerprint(config.model),
+        tokenizer=tokenizer,
+        input=input_fingerprint(scored),
+    )
+    for name in _NOT_IDENTITY:
+        del identity.config[name]
+    return identity
+
+
+def _seconds_of_steps(output: Folder) -> dict[int, float]:
+    return {line["step"]: line["seconds"] for line in read_metrics(Path(output.path))}
+
+
+def _survey(config: TrainConfig, source: Folder, output: Folder, identity: Identity, scored: Manifest) -> Manifest:
+    """Weigh the whole table once, keeping only counts, so that what is wrong with it shows before workers start.
+
+    Raises:
+        UserError: nothing is left to train on, too many rows cannot be used, or the table was changed.
+    """
+    weighing = Weighing(config.policy, max_length(config.model))
+    tokens = sum(len(example.input_ids) for example in weighing.examples(source))
+    rows = weighing.counts["rows"]
+    if rows != scored.rows_out:
+        raise UserError(f"input: its manifest counts {scored.rows_out} rows, its files hold {rows}: they were changed.")
+    if weighing.rejects:
+        (output / REJECTED).write_table("part-000000.parquet", rejects_table("train", weighing.rejects))
+    manifest = Manifest(
+        identity=identity,
+        rows_in=rows,
+        rows_out=weighing.counts["examples"],
+        rows_set_aside=weighing.counts["rows_without_weight"],
+        set_aside_reasons=weighing.set_aside_reasons,
+        rows_rejected=len(weighing.rejects),
+        reject_reasons=weighing.reject_reasons,
+        tokens=tokens * config.epochs,
+        seconds=0,
+        counts=dict(weighing.counts),
+    )
+    check_rejects(config, "train", manifest, output)
+    return manifest
+
+
+def _fit(config: TrainConfig, output: Folder, identity: Identity) -> None:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLLING_SECONDS)  # by default the end waits for 2 s
+    resources = _worker_resources(config)
+    trainer = _TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "cpus": resources["CPU"], "gpus": resources.get("GPU", 0)},
+        scaling_config=_ray_train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=resources.get("GPU", 0) > 0,
+            resources_per_worker=resources,
+            label_selector=config.label_selector or None,
+        ),
+        run_config=_ray_train.RunConfig(
+            name=identity.fingerprint(),
+            storage_path=(output / "checkpoints").path,
+            failure_config=_ray_train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=_ray_train.CheckpointConfig(num_to_keep=config.checkpoints_to_keep),
+            callbacks=[_Failures(output)],
+            logging_config=_ray_train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error) from error
+    if result.return_value:
+        raise UserError(result.return_value["user_error"])
+
+
+def _worker_resources(config: TrainConfig) -> dict[str, float]:
+    """CPUs and GPUs of one worker; where the number of CPUs is left open, as many as let all workers start."""
+    gpus: int | None = config.gpus_per_worker
+    if gpus is None:
+        gpus = 1 if ray_runtime.cluster_has_gpus() else 0
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and config.label_selector.items() <= (node.get("Labels") or {}).items()
+    ]
+    cpus = config.cpus_per_worker or largest_share(nodes, config.num_workers, gpus)
+    room = places(nodes, cpus, gpus)
+    if room < config.num_workers:
+        log(
+            f"train: {config.num_workers} workers of {cpus} CPUs and {gpus} GPUs do not fit on the cluster as it is "
+            f"(there is room for {room}); waiting for nodes."
+        )
+    return {"CPU": float(cpus), "GPU": float(gpus)} if gpus else {"CPU": float(cpus)}
+
+
+def _explained(error: BaseException) -> BaseException:
+    """The user's mistake inside a failed training, where there is one; otherwise the failure itself."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        if mistake := ray_runtime.user_error_in(failure):
+            return mistake
+    return ray_runtime.user_error_in(error) or error
+
+
+def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
+    """What one of Ray Train's workers runs. A user's mistake is returned: raised, it would be tried again."""
+    if not settings["gpus"]:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # before DeepSpeed looks for a device
+    import torch
+
+    from nlft_ray.stages.train.loop import train_worker
+
+    torch.set_num_threads(max(min(int(settings["cpus"]), os.cpu_count() or 1), 1))
+    try:
+        train_worker(settings["config"], _RaySession())
+    except UserError as error:
+        return {"user_error": str(error)}
+    return None
+
+
+class _RaySession:
+    """Ray Train as the loop sees it."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+
+    @contextmanager
+    def latest_checkpoint(self) -> Iterator[Path | None]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _Failures(ray.train.UserCallback):
+    """Leaves word of lost workers where the driver looks: it lives in another process."""
+
+    def __init__(self, output: Folder):
+        self._output = Path(output.path)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        rank, error = next(iter(worker_exceptions.items()))
+        note_failure(self._output, f"worker {rank} failed: {error}")

@@ -1,0 +1,101 @@
+"""The training loop of one worker: it knows torch.distributed and DeepSpeed, but not who started it."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch.distributed as dist
+
+from nlft_ray.config import TrainConfig
+from nlft_ray.errors import UserError
+from nlft_ray.models import load_tokenizer, max_length
+from nlft_ray.stages.train.engine import Engine, build_engine
+from nlft_ray.stages.train.examples import Example, Weighing
+from nlft_ray.stages.train.metrics import MetricsLog
+from nlft_ray.stages.train.order import Order, Split
+from nlft_ray.stages.train.session import Session
+from nlft_ray.stages.train.step import Stepper
+from nlft_ray.stages.train.weights import write_weights
+from nlft_ray.storage import Folder
+
+_TAG = "state"
+
+
+def train_worker(config: TrainConfig, session: Session) -> None:
+    """Train from the newest checkpoint (or from the start) to the end, and write the weights.
+
+    Raises:
+        UserError: the table, the model or the settings do not allow it; every worker raises the same.
+    """
+    examples, pad_id = _prepare(config)
+    order = Order(len(examples), config.batch_size, config.epochs, config.seed)
+    split = Split(session.world_size, config.micro_batch_size_per_worker, min(config.batch_size, len(examples)))
+    engine = build_engine(config, split.micro_steps)
+    stepper = Stepper(engine, config, examples, order, split, pad_id)
+    done = _restore(engine, session)
+    output = Path(Folder(config.output).path)
+    with MetricsLog(output, done) if session.rank == 0 else nullcontext() as log:
+        for step in range(done, order.steps):
+            metrics = stepper.take(step)
+            if log:
+                log.add(metrics)
+            if _is_checkpoint_due(config, order, step):
+                _save(engine, config, session, step + 1)
+    write_weights(engine, output, adapters=config.lora is not None)
+
+
+def load_examples(config: TrainConfig) -> Sequence[Example]:
+    """The examples in an order that does not depend on how the table was cut into files."""
+    weighing = Weighing(config.policy, max_length(config.model))
+    return sorted(weighing.examples(Folder(config.input)), key=lambda example: example.id)
+
+
+def _prepare(config: TrainConfig) -> tuple[Sequence[Example], int]:
+    """The examples, and the id to pad with. What fails on one worker's machine fails on all: none waits for another."""
+    prepared, problem = None, None
+    try:
+        prepared = load_examples(config), _pad_id(config)
+    except UserError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if prepared is None or any(problems):
+        raise UserError(next(found for found in problems if found))
+    return prepared
+
+
+def _pad_id(config: TrainConfig) -> int:
+    """Any id will do, since padding is masked."""
+    tokenizer = load_tokenizer(config.model)
+    return next((found for found in (tokenizer.pad_token_id, tokenizer.eos_token_id) if found is not None), 0)
+
+
+def _is_checkpoint_due(config: TrainConfig, order: Order, step: int) -> bool:
+    if step + 1 == order.steps:
+        return False  # the weights themselves come next
+    if config.checkpoint_every_steps is None:
+        return order.ends_epoch(step)
+    return (step + 1) % config.checkpoint_every_steps == 0
+
+
+def _save(engine: Engine, config: TrainConfig, session: Session, done: int) -> None:
+    """Model, optimizer and the number of steps done are all there is: order, rates and dropout follow from it."""
+    with tempfile.TemporaryDirectory(prefix="nlft-ray-checkpoint-") as folder:
+        (Path(folder) / _TAG).mkdir()
+        engine.deepspeed.save_checkpoint(
+            folder, tag=_TAG, client_state={"steps_done": done}, exclude_frozen_parameters=config.lora is not None
+        )
+        session.save_checkpoint(Path(folder), done)
+
+
+def _restore(engine: Engine, session: Session) -> int:
+    """Load the newest checkpoint; the number of steps done."""
+    with session.latest_checkpoint() as folder:
+        if folder is None:
+            return 0
+        # Not strict: with adapters, the checkpoint holds the trained parameters only.
+        path, state = engine.deepspeed.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if path is None:
+            raise RuntimeError(f"the checkpoint in {folder} does not load")
+        return int(state["steps_done"])

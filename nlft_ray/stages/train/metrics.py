@@ -1,0 +1,59 @@
+"""The record of a training: a line of JSON for each optimizer step, and the same for TensorBoard."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from nlft_ray.stages.train.step import StepMetrics
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+def read_metrics(output: Path) -> list[dict[str, Any]]:
+    """The lines written so far. The last may be cut short by a kill, or still be in the writing: it is left out."""
+    path = output / METRICS
+    if not path.is_file():
+        return []
+    *whole, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in whole]
+
+
+class MetricsLog:
+    """Writes the record. A resumed training takes back the steps that it will take again, so none is there twice."""
+
+    def __init__(self, output: Path, steps_done: int):
+        kept = [line for line in read_metrics(output) if line["step"] <= steps_done]
+        output.mkdir(parents=True, exist_ok=True)
+        written = output / f".{METRICS}"
+        written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        written.replace(output / METRICS)
+        shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
+        self._board = SummaryWriter(output / TENSORBOARD)
+        for line in kept:
+            self._draw(line)
+        self._file = (output / METRICS).open("a")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def add(self, metrics: StepMetrics) -> None:
+        line = asdict(metrics)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._draw(line)
+
+    def _draw(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, line["step"])

@@ -1,0 +1,72 @@
+"""Which examples make up which optimizer step, and which worker works on them: pure arithmetic on indices.
+
+Everything follows from the seed and the step's number. So a resumed training needs to know the step and nothing else,
+and every worker knows the whole step without asking the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which `examples` examples are trained: each exactly once in every epoch."""
+
+    examples: int
+    batch_size: int
+    """Examples of one optimizer step, over all workers. An epoch's last step takes what is left."""
+    epochs: int
+    seed: int
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch * self.epochs
+
+    def epoch(self, step: int) -> int:
+        """Epoch of a step; both count from 0."""
+        return step // self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        return (step + 1) % self.steps_per_epoch == 0
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the examples of one step, over all workers."""
+        start = step % self.steps_per_epoch * self.batch_size
+        permutation = _permutation(self.examples, self.seed, self.epoch(step))
+        return [int(index) for index in permutation[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the examples of a step are dealt out. Any sizes fit together: slots that stay empty hold None."""
+
+    workers: int
+    micro_batch_size: int
+    """Most examples of one forward and backward pass on one worker."""
+    batch_size: int
+    """Most examples of a step, over all workers."""
+
+    @cached_property
+    def micro_steps(self) -> int:
+        """Forward and backward passes of a step; the same on every worker and in every step."""
+        per_worker = -(-self.batch_size // self.workers)
+        return -(-per_worker // self.micro_batch_size)
+
+    def micro_batches(self, batch: Sequence[int], worker: int) -> list[list[int | None]]:
+        """A worker's share of a step: `micro_steps` lists of `micro_batch_size` slots."""
+        mine: list[int | None] = list(batch[worker :: self.workers])
+        mine += [None] * (self.micro_steps * self.micro_batch_size - len(mine))
+        return [mine[start : start + self.micro_batch_size] for start in range(0, len(mine), self.micro_batch_size)]
+
+
+@lru_cache(maxsize=2)
+def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(examples)

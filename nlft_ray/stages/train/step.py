@@ -1,0 +1,159 @@
+"""One optimizer step: forward, loss and backward over its micro-batches, and the update."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nlft_ray.config import TrainOptions
+from nlft_ray.core.loss import normalise_by_example, normalise_by_weight, token_losses
+from nlft_ray.errors import UserError
+from nlft_ray.stages.train.batch import MicroBatch
+from nlft_ray.stages.train.engine import Engine
+from nlft_ray.stages.train.examples import Example
+from nlft_ray.stages.train.order import Order, Split
+from nlft_ray.stages.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did, over all workers."""
+
+    step: int
+    """Counts from 1."""
+    epoch: int
+    """Counts from 1."""
+    loss: float
+    loss_likelihood: float
+    """The part of the loss that raises tokens."""
+    loss_unlikelihood: float
+    """The part that lowers tokens."""
+    gradient_norm: float
+    """Before it is limited by max_gradient_norm."""
+    learning_rate: float
+    examples: int
+    weighted_tokens: int
+    seconds: float
+
+
+class Stepper:
+    """Takes optimizer steps. Every worker has one and takes the same steps; each works on its own examples."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        options: TrainOptions,
+        examples: Sequence[Example],
+        order: Order,
+        split: Split,
+        pad_id: int,
+    ):
+        self._engine, self._options, self._examples = engine, options, examples
+        self._order, self._split, self._pad_id = order, split, pad_id
+        self._rank, self._workers = dist.get_rank(), dist.get_world_size()
+
+    def take(self, step: int) -> StepMetrics:
+        """Take step `step` (from 0).
+
+        Raises:
+            UserError: the loss is not finite, on any worker; all raise it.
+        """
+        began = time.monotonic()
+        batch = [self._examples[index] for index in self._order.batch(step)]
+        rate = self._learning_rate(step)
+        self._engine.set_learning_rate(rate)
+        losses = self._accumulate(step, batch)
+        norm = self._update()
+        likelihood, unlikelihood = losses.tolist()
+        return StepMetrics(
+            step=step + 1,
+            epoch=self._order.epoch(step) + 1,
+            loss=likelihood + unlikelihood,
+            loss_likelihood=likelihood,
+            loss_unlikelihood=unlikelihood,
+            gradient_norm=norm,
+            learning_rate=rate,
+            examples=len(batch),
+            weighted_tokens=sum(int(example.weighted.sum()) for example in batch),
+            seconds=time.monotonic() - began,
+        )
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(
+            step,
+            steps=self._order.steps,
+            highest=self._options.learning_rate,
+            schedule=self._options.schedule,
+            warmup_fraction=self._options.warmup_fraction,
+        )
+
+    def _accumulate(self, step: int, batch: Sequence[Example]) -> Tensor:
+        """Add up the gradients of this worker's micro-batches; (2,) both parts of the loss, over all workers."""
+        shares = self._split.micro_batches(self._order.batch(step), self._rank)
+        parts = []
+        for number, share in enumerate(shares):
+            if number:
+                self._engine.deepspeed.step()  # within the accumulation: only counts
+            mine = [self._examples[index] for index in share if index is not None]
+            self._seed_dropout(step, number)
+            parts.append(self._backward(mine, batch))
+        losses = torch.stack(parts)
+        total = losses.sum(0)
+        dist.all_reduce(total)
+        if not total.isfinite().all():
+            self._refuse(step, shares, losses)
+        return total
+
+    def _backward(self, mine: Sequence[Example], batch: Sequence[Example]) -> Tensor:
+        """Loss and gradients of one micro-batch; (2,) its share of both parts of the step's loss."""
+        micro = MicroBatch.of(mine, self._pad_id).to(self._engine.device)
+        losses = token_losses(self._engine.logits(micro), micro.targets, micro.likelihood, micro.unlikelihood)
+        parts = torch.stack([self._normalise(part, micro, batch) for part in losses]) * self._options.policy.loss_scale
+        # The parts are sums over this micro-batch, divided already by what the whole step holds, so gradients must
+        # simply add up. DeepSpeed would divide by the number of micro-batches, which scale_wrt_gas turns off, and
+        # it averages over the workers instead of adding, which the factor undoes.
+        self._engine.deepspeed.backward(parts.sum() * self._workers, scale_wrt_gas=False)
+        return parts.detach()
+
+    def _normalise(self, losses: Tensor, micro: MicroBatch, batch: Sequence[Example]) -> Tensor:
+        if self._options.normalisation == "weight":
+            return normalise_by_weight(losses, sum(example.weight for example in batch))
+        return normalise_by_example(losses, micro.example, micro.tokens_per_example, len(batch))
+
+    def _update(self) -> float:
+        """Take the optimizer's step; the norm of the gradient before it was limited."""
+        engine = self._engine.deepspeed
+        norm: float | Tensor | None = None
+        if isinstance(engine.optimizer, torch.optim.Optimizer):  # without ZeRO in float32 DeepSpeed does not tell it
+            norm = torch.nn.utils.get_total_norm(
+                [parameter.grad for parameter in self._engine.trainable_parameters() if parameter.grad is not None]
+            )
+        engine.step()
+        norm = engine.get_global_grad_norm() if norm is None else norm
+        return float(norm) if norm is not None else float("nan")
+
+    def _seed_dropout(self, step: int, micro_step: int) -> None:
+        """Random numbers follow from where the training stands, so a resumed one draws what it would have drawn."""
+        seeds = np.random.SeedSequence([self._options.seed, step, micro_step, self._rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+
+    def _refuse(self, step: int, shares: list[list[int | None]], losses: Tensor) -> None:
+        mine = [
+            self._examples[index].id
+            for share, loss in zip(shares, losses, strict=True)
+            if not loss.isfinite().all()
+            for index in share
+            if index is not None
+        ]
+        ids: list[list[str]] = [[] for _ in range(self._workers)]
+        dist.all_gather_object(ids, mine)
+        rows = sorted(id for of_worker in ids for id in of_worker)
+        raise UserError(
+            f"train: the loss of step {step + 1} is not a finite number. It comes from the rows "
+            f"{', '.join(rows)}. Lower learning_rate, or set model.dtype=float32; "
+            "if it is the first step, look at these rows."
+        )

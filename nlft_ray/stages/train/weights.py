@@ -1,0 +1,87 @@
+"""What a training leaves behind: `weights/`, a PEFT adapter folder, or a whole model's folder."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nlft_ray.stages.train.engine import Engine
+
+WEIGHTS = "weights"
+
+
+def write_weights(engine: Engine, output: Path, *, adapters: bool) -> None:
+    """Bring the parameters together and write them. Every worker calls it; the first one writes."""
+    parameters = _gathered(engine.model, adapters)
+    if dist.get_rank() == 0:
+        with _whole_folder(output / WEIGHTS) as folder:
+            if adapters:
+                _write_adapters(engine.model, parameters, folder)
+            else:
+                _write_model(engine.model, parameters, folder)
+    dist.barrier()
+
+
+def _gathered(model: nn.Module, trainable_only: bool) -> dict[str, Tensor]:
+    """Parameters by name, on the CPU of the first worker; empty on the others.
+
+    Under ZeRO-3 each is spread over the workers. One at a time is brought together, so that no device ever needs
+    room for the model; in the other stages there is nothing to bring together.
+    """
+    import deepspeed
+
+    gathered = {}
+    for name, parameter in model.named_parameters():  # a tied parameter comes once
+        if trainable_only and not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if dist.get_rank() == 0:
+                gathered[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    return gathered
+
+
+def _write_adapters(model: Any, parameters: dict[str, Tensor], folder: Path) -> None:
+    import peft
+    from safetensors.torch import save_file
+
+    tensors = peft.get_peft_model_state_dict(model, state_dict=parameters, save_embedding_layers=False)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = model.peft_config["default"]
+    training, settings.inference_mode = settings.inference_mode, True
+    settings.save_pretrained(str(folder))
+    settings.inference_mode = training
+
+
+def _write_model(model: Any, parameters: dict[str, Tensor], folder: Path) -> None:
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
+    model.save_pretrained(folder, state_dict=parameters | buffers)
+
+
+@contextmanager
+def _whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its final place when it is complete."""
+    written = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    written.mkdir(parents=True)
+    try:
+        yield written
+        if final.exists():
+            shutil.rmtree(final)
+        written.rename(final)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def weights_dtype(folder: Path) -> torch.dtype:
+    """The type that weights were trained and written in."""
+    from safetensors import safe_open
+
+    first = sorted(folder.glob("*.safetensors"))[0]
+    with safe_open(first, framework="pt") as tensors:
+        return tensors.get_tensor(next(iter(tensors.keys()))).dtype
