@@ -94,7 +94,7 @@ def load_model(config: ModelConfig, on: torch.device | None = None) -> PreTraine
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.path: {config.path} does not load: {error}") from error
-    return model.eval().to(on or device())  # type: ignore[arg-type]  # transformers hides the types of Module.to
+    return model.eval().to(on or device())
 
 
 def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:

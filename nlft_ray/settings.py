@@ -26,7 +26,7 @@ def load_config(kind: type[Config], file: str | None, words: Sequence[str]) -> C
         UserError: lists every unknown key, wrong type and impossible combination.
     """
     try:
-        merged = OmegaConf.merge(_read_file(file), OmegaConf.from_dotlist(_as_dotlist(words)))
+        merged = OmegaConf.merge(_read_file(file), *(_read_word(word) for word in _as_dotlist(words)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"configuration: {error}") from error
@@ -63,7 +63,8 @@ def _where(detail: ErrorDetails) -> str:
 def _prune(values: Any, loc: Sequence[str | int]) -> bool:
     """Delete what an error points at; False where there is nothing to delete (a missing key, a whole model)."""
     for part in loc[:-1]:
-        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
+        stands_there = part in values if isinstance(values, dict) else isinstance(values, list)
+        if stands_there:
             values = values[part]
         # else: the tag of a union's member, which stands in the path but not in the values
     if isinstance(values, dict) and loc and loc[-1] in values:
@@ -127,6 +128,14 @@ def _read_file(file: str | None) -> Any:
     if not OmegaConf.is_dict(loaded):
         raise UserError(f"--config: {file} must hold keys and values")
     return loaded
+
+
+def _read_word(word: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([word])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        problem = str(error).strip().splitlines()[0]
+        raise UserError(f"'{word}': the value is not YAML ({problem}); put it in quotes within the word.") from error
 
 
 def _as_dotlist(words: Iterable[str]) -> list[str]:

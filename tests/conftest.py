@@ -1,0 +1,44 @@
+"""Fixtures for all tests: real data and models where they are at hand, one Ray cluster, tables to start from."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data sets and models, which are not part of the project."""
+    folder = Path(os.environ.get("NLFT_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data and models at {folder} (set NLFT_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tinystories(shared: Path) -> Path:
+    """A real Llama of 656 k parameters with grouped-query attention and no chat template."""
+    return shared / "models" / "tinystories-656k"
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray cluster for all tests that need one."""
+    from nlft_ray import ray_runtime
+
+    ray_runtime.connect(None)
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny Llama with random weights."""
+    from tests.random_models import save_random_model
+
+    return save_random_model(tmp_path_factory.mktemp("models") / "llama")
