@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 _LONGEST_MESSAGE = 160
-_DUMMY_KEY = "none"
+_DUMMY_KEY = "no-key-needed"
 _STATUS_NO_ACCESS = (401, 403)
 _STATUS_NOT_FOUND = 404
 
@@ -29,7 +29,7 @@ class ChatServer:
     """Where requests go. Holds the key, and keeps it out of every message."""
 
     def __init__(self, server: JudgeServer):
-        """Raises UserError: the `openai` package is missing, or the key's variable is unset."""
+        """Raises UserError: the `openai` package is missing, or the key's variable is unset or holds no key."""
         try:
             import openai
         except ImportError as error:
@@ -111,7 +111,11 @@ def _message(error: "APIStatusError") -> str:
 
 
 def _key(server: JudgeServer) -> str:
-    key = os.environ.get(server.api_key_variable)
+    key = os.environ.get(server.api_key_variable, "").strip()  # a secret that was a file often ends in a newline
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"judge.server: the environment variable {server.api_key_variable} holds characters that no key has."
+        )
     if key:
         return key
     if _is_loopback(server.base_url):

@@ -68,7 +68,7 @@ def serving(behave: Callable[[dict[str, Any], int], Reply]) -> Iterator[FakeServ
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            reply = fake.handle(request, dict(self.headers))
+            reply = fake.handle(request, {name.lower(): value for name, value in self.headers.items()})
             body = completion(reply, request["model"]) if reply.body is None and reply.status == 200 else reply.body
             content = json.dumps(body or {"error": {"message": "as told"}}).encode()
             try:

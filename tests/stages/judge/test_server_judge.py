@@ -241,7 +241,7 @@ def test_the_key_is_sent_and_never_told(tmp_path: Path, monkeypatch: pytest.Monk
     echo = {"error": {"message": f"bad header: Bearer {KEY}"}}
     with serving(lambda request, number: Reply() if number == 1 else Reply(status=400, body=echo)) as fake:
         worked = judged(tmp_path, fake, *map(waiting, "12"), server=server | {"concurrency": 1})
-    assert {headers["Authorization"] for headers in fake.headers} == {f"Bearer {KEY}"}
+    assert {headers["authorization"] for headers in fake.headers} == {f"Bearer {KEY}"}
     assert [reason for _, reason in worked.rejects] == ["the server refused with status 400: bad header: Bearer [key]"]
     assert KEY not in repr(worked)
     with serving(always(status=401, body=echo)) as fake, pytest.raises(UserError) as caught:
@@ -252,11 +252,23 @@ def test_the_key_is_sent_and_never_told(tmp_path: Path, monkeypatch: pytest.Monk
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
+def test_a_key_from_a_file_may_end_in_a_newline_but_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(always()) as fake:
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+        judged(tmp_path, fake, waiting("1"))
+        assert fake.headers[0]["authorization"] == f"Bearer {KEY}"
+        for broken in (f"{KEY}\n{KEY}", f"{KEY}’"):
+            monkeypatch.setenv("OPENAI_API_KEY", broken)
+            with pytest.raises(UserError, match="OPENAI_API_KEY holds characters that no key has") as caught:
+                judged(tmp_path, fake, waiting("2"))
+            assert KEY not in str(caught.value)
+
+
 def test_without_a_key_only_loopback_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(always()) as fake:
         judged(tmp_path, fake, waiting("1"))
-        assert fake.headers[0]["Authorization"] == "Bearer none"
+        assert fake.headers[0]["authorization"] == "Bearer no-key-needed"
     for base_url in ("https://api.openai.com/v1", "http://10.0.0.1:8000/v1", "http://localhost.example.com/v1"):
         with pytest.raises(UserError, match="environment variable OPENAI_API_KEY is not set"):
             ServerJudge(config(tmp_path, base_url))(table(waiting("2")), seed=0)
