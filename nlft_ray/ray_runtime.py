@@ -81,14 +81,11 @@ def map_shards(
         num_gpus=gpus,
         label_selector=config.pool.label_selector or None,
     )
-    try:
-        for row in work.iter_rows():
-            yield ShardReport(**json.loads(row["report"]))
-    except Exception as error:
-        mended = user_error_in(error)
-        if mended is None:
-            raise
-        raise mended from None
+    for row in work.iter_rows():
+        result = json.loads(row["result"])
+        if "user_error" in result:
+            raise UserError(result["user_error"])
+        yield ShardReport(**result["report"])
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
@@ -125,14 +122,23 @@ class _ShardActor:
         import torch  # not needed on the driver
 
         torch.set_num_threads(config.pool.cpus_per_worker)
-        self._worker = worker(config)  # type: ignore[call-arg]
         self._config, self._source, self._output, self._stage = config, source, output, stage
+        self._worker: Worker | None = None
+        self._mistake = ""
+        try:
+            self._worker = worker(config)  # type: ignore[call-arg]
+        except UserError as error:
+            self._mistake = str(error)
 
-    def __call__(self, batch: Any) -> dict[str, list[Any]]:
-        reports = [
-            work_shard(
-                self._worker, self._source, self._output, Shard(**shard), self._stage, getattr(self._config, "seed", 0)
-            )
-            for shard in batch.to_pylist()
-        ]
-        return {"report": [json.dumps(asdict(report)) for report in reports]}  # as text: Arrow would merge the counts
+    def __call__(self, batch: Any) -> dict[str, list[str]]:
+        """Results as text: Arrow would merge the counts of reports, and Ray loses the type of an exception's cause."""
+        return {"result": [json.dumps(self._result(Shard(**shard))) for shard in batch.to_pylist()]}
+
+    def _result(self, shard: Shard) -> dict[str, Any]:
+        if self._worker is None:
+            return {"user_error": self._mistake}
+        seed = getattr(self._config, "seed", 0)
+        try:
+            return {"report": asdict(work_shard(self._worker, self._source, self._output, shard, self._stage, seed))}
+        except UserError as error:
+            return {"user_error": str(error)}
