@@ -1,0 +1,1 @@
+"""export: a training's weights → a model folder that transformers loads as it is."""

@@ -1,0 +1,1 @@
+"""train: scored → weights, by a policy, under Ray Train and DeepSpeed."""

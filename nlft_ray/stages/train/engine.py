@@ -62,7 +62,7 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     settings = deepspeed_config(config, dtype_of(config.model), config.micro_batch_size_per_worker, micro_steps)
-    deepspeed.init_distributed()
+    _init_communication(deepspeed)
     partitioned_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
     model = load_model(config.model)
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -73,7 +73,18 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     model.train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=settings)
+    if config.zero_stage == 0:
+        # In bfloat16 DeepSpeed takes a step with gradients of zero to make Adam's states. It would count as the first,
+        # and spoil the correction of the moments' bias: the true first step would be a quarter too short.
+        engine.basic_optimizer.state.clear()
     return Engine(engine, partitioned_loading, keeps_logits)
+
+
+def _init_communication(deepspeed: Any) -> None:
+    """DeepSpeed takes over the process group that stands. On a CPU it would compile its own shared-memory operation
+    for it at the first start; gloo does without."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
 
 
 def _with_adapters(model: Any, model_config: ModelConfig, lora: LoraConfig, seed: int) -> Any:

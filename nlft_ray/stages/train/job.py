@@ -1,4 +1,8 @@
-"""Training as a Ray job: checks and counts here, the loop in Ray Train's workers."""
+"""Training as a Ray job: checks and counts here, the loop in Ray Train's workers.
+
+What needs torch and transformers is imported where it is used: Ray Train's controller, a process of its own, imports
+this file too, and training begins only when it has.
+"""
 
 import os
 import time
@@ -25,7 +29,6 @@ from nlft_ray.manifest import (
     input_fingerprint,
     read_manifest,
 )
-from nlft_ray.models import load_tokenizer, max_length, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.progress import log
 from nlft_ray.shards import REJECTED, rejects_table
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
@@ -91,6 +94,8 @@ def train(config: TrainConfig) -> StageResult:
 
 
 def _identity(config: TrainConfig, scored: Manifest) -> Identity:
+    from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+
     tokenizer = tokenizer_fingerprint(load_tokenizer(config.model))
     if scored.identity.tokenizer not in (None, tokenizer):
         raise UserError(
@@ -120,6 +125,8 @@ def _survey(config: TrainConfig, source: Folder, output: Folder, identity: Ident
     Raises:
         UserError: nothing is left to train on, too many rows cannot be used, or the table was changed.
     """
+    from nlft_ray.models import max_length
+
     weighing = Weighing(config.policy, max_length(config.model))
     tokens = sum(len(example.input_ids) for example in weighing.examples(source))
     rows = weighing.counts["rows"]

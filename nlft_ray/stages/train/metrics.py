@@ -2,16 +2,33 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
-
-from nlft_ray.stages.train.step import StepMetrics
-
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did, over all workers."""
+
+    step: int
+    """Counts from 1."""
+    epoch: int
+    """Counts from 1."""
+    loss: float
+    loss_likelihood: float
+    """The part of the loss that raises tokens."""
+    loss_unlikelihood: float
+    """The part that lowers tokens."""
+    gradient_norm: float
+    """Before it is limited by max_gradient_norm."""
+    learning_rate: float
+    examples: int
+    weighted_tokens: int
+    seconds: float
 
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
@@ -27,6 +44,8 @@ class MetricsLog:
     """Writes the record. A resumed training takes back the steps that it will take again, so none is there twice."""
 
     def __init__(self, output: Path, steps_done: int):
+        from torch.utils.tensorboard import SummaryWriter  # torch: only who writes the record shall wait for it
+
         kept = [line for line in read_metrics(output) if line["step"] <= steps_done]
         output.mkdir(parents=True, exist_ok=True)
         written = output / f".{METRICS}"

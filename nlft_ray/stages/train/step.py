@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,29 +14,9 @@ from nlft_ray.errors import UserError
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.engine import Engine
 from nlft_ray.stages.train.examples import Example
+from nlft_ray.stages.train.metrics import StepMetrics
 from nlft_ray.stages.train.order import Order, Split
 from nlft_ray.stages.train.schedule import learning_rate
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one optimizer step did, over all workers."""
-
-    step: int
-    """Counts from 1."""
-    epoch: int
-    """Counts from 1."""
-    loss: float
-    loss_likelihood: float
-    """The part of the loss that raises tokens."""
-    loss_unlikelihood: float
-    """The part that lowers tokens."""
-    gradient_norm: float
-    """Before it is limited by max_gradient_norm."""
-    learning_rate: float
-    examples: int
-    weighted_tokens: int
-    seconds: float
 
 
 class Stepper:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -76,12 +75,3 @@ def _whole_folder(final: Path) -> Iterator[Path]:
         written.rename(final)
     finally:
         shutil.rmtree(written, ignore_errors=True)
-
-
-def weights_dtype(folder: Path) -> torch.dtype:
-    """The type that weights were trained and written in."""
-    from safetensors import safe_open
-
-    first = sorted(folder.glob("*.safetensors"))[0]
-    with safe_open(first, framework="pt") as tensors:
-        return tensors.get_tensor(next(iter(tensors.keys()))).dtype
