@@ -11,7 +11,7 @@ from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_leng
 from nlft_ray.prompts import prompt_ids
 from nlft_ray.schema import PREDICTIONS, problem_with_question
 from nlft_ray.shards import Worked
-from nlft_ray.verifiers import load_verifier
+from nlft_ray.verifiers import load_verifier, problem_with_standard_answer
 
 
 class EvaluateWorker:
@@ -35,10 +35,8 @@ class EvaluateWorker:
         rejects: list[tuple[Any, str]] = []
         asked: list[tuple[dict[str, Any], list[int]]] = []
         for question in table.to_pylist():
-            problem = problem_with_question(question) or (
-                None
-                if question["standard_answer"]
-                else "standard_answer is missing or empty, so nothing can be checked"
+            problem = problem_with_question(question) or problem_with_standard_answer(
+                self._config.verifier, question["standard_answer"]
             )
             if problem:
                 rejects.append((question, problem))

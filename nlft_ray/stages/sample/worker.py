@@ -11,7 +11,7 @@ from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_leng
 from nlft_ray.prompts import prompt_ids
 from nlft_ray.schema import CORRECT, INCORRECT, RESPONSES, problem_with_question
 from nlft_ray.shards import Worked
-from nlft_ray.verifiers import load_verifier
+from nlft_ray.verifiers import load_verifier, problem_with_standard_answer
 
 
 class SampleWorker:
@@ -55,9 +55,9 @@ class SampleWorker:
         usable: list[tuple[dict[str, Any], list[int]]] = []
         rejects: list[tuple[Any, str]] = []
         for question in table.to_pylist():
-            problem = problem_with_question(question)
-            if problem is None and not question["standard_answer"]:
-                problem = "standard_answer is missing or empty, so no verdict can be reached"
+            problem = problem_with_question(question) or problem_with_standard_answer(
+                self._config.verifier, question["standard_answer"]
+            )
             prompt = [] if problem else prompt_ids(self._tokenizer, self._config.prompts, "base", question)
             if len(prompt) >= self._max_length:
                 problem = f"too long: a prompt of {len(prompt)} tokens leaves no room in {self._max_length}"
