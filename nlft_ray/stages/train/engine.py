@@ -23,7 +23,8 @@ class Engine:
     deepspeed: Any
     """The `DeepSpeedEngine`."""
     partitioned_loading: Any
-    """transformers looks here, through a weak reference, whether ZeRO-3 is on: it must live as long as the model."""
+    """transformers looks here, through a weak reference, whether parameters are to be partitioned as they are loaded
+    (ZeRO-3); it must live as long as the model."""
     keeps_logits: bool
     """Whether the model's forward takes `logits_to_keep`."""
 
@@ -63,7 +64,7 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     settings = deepspeed_config(config, dtype_of(config.model), config.micro_batch_size_per_worker, micro_steps)
     _init_communication(deepspeed)
-    partitioned_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
+    partitioned_loading = HfDeepSpeedConfig(settings)
     model = load_model(config.model)
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     if config.gradient_checkpointing:

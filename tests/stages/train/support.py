@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nlft_ray.config import TrainConfig
@@ -103,8 +104,9 @@ class LocalSession:
         yield kept[-1] if kept else None
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
-        shutil.copytree(folder, self._folder / f"{step:06d}")
+        shutil.copytree(folder, self._folder / f"{step:06d}", dirs_exist_ok=True)  # the workers' files side by side
         self.saved.append(step)
+        dist.barrier()
         if step == self._stop_after:
             raise Stopped
 

@@ -1,0 +1,51 @@
+"""Every example exactly once an epoch, whatever the sizes; the order from the seed alone."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nlft_ray.stages.train.order import Order, Split
+
+sizes = st.integers(1, 9)
+
+
+@given(examples=st.integers(1, 40), batch_size=sizes, epochs=st.integers(1, 3), workers=sizes, micro=sizes)
+def test_every_example_is_worked_on_once_in_every_epoch(
+    examples: int, batch_size: int, epochs: int, workers: int, micro: int
+) -> None:
+    order, split = Order(examples, batch_size, epochs, seed=3), Split(workers, micro, min(batch_size, examples))
+    seen: Counter[tuple[int, int]] = Counter()
+    for step in range(order.steps):
+        shares = [split.micro_batches(order.batch(step), worker) for worker in range(workers)]
+        assert all(len(share) == split.micro_steps for share in shares)
+        assert all(len(slots) == micro for share in shares for slots in share)
+        dealt = [index for share in shares for slots in share for index in slots if index is not None]
+        assert sorted(dealt) == sorted(order.batch(step))
+        seen.update((order.epoch(step), index) for index in dealt)
+    assert seen == Counter({(epoch, index): 1 for epoch in range(epochs) for index in range(examples)})
+
+
+@given(examples=st.integers(1, 40), batch_size=sizes, epochs=st.integers(1, 3))
+def test_an_epoch_ends_with_its_last_step(examples: int, batch_size: int, epochs: int) -> None:
+    order = Order(examples, batch_size, epochs, seed=0)
+    ends = [step for step in range(order.steps) if order.ends_epoch(step)]
+    assert len(ends) == epochs
+    assert ends[-1] == order.steps - 1
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    def epoch(seed: int, number: int) -> list[int]:
+        return Order(50, 50, 2, seed).batch(number)
+
+    assert epoch(0, 0) == epoch(0, 0)
+    assert epoch(0, 0) != epoch(0, 1)
+    assert epoch(0, 0) != epoch(1, 0)
+
+
+def test_the_number_of_workers_does_not_change_what_a_step_holds() -> None:
+    batch = Order(20, 7, 1, 0).batch(1)
+    for workers in (1, 2, 3):
+        split = Split(workers, 2, 7)
+        dealt = [split.micro_batches(batch, worker) for worker in range(workers)]
+        assert sorted(i for share in dealt for slots in share for i in slots if i is not None) == sorted(batch)
