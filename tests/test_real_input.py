@@ -10,7 +10,7 @@ from nlft_ray.manifest import read_manifest
 from nlft_ray.schema import INCORRECT
 from nlft_ray.scored import facts_of
 from nlft_ray.storage import Folder
-from tests.tables import read_table
+from tests.tables import read_rejects, read_table
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -40,12 +40,13 @@ def train_ten_steps(tmp_path: Path, model: Path, scored: Path) -> list[dict[str,
 
 
 def test_all_judged_cut_responses(tmp_path: Path, shared: Path, tinystories: Path) -> None:
-    """CUT: 287 judged responses of 1,000, no standard answers."""
+    """CUT: 287 of 1,000 responses have a judgment, 47 of which say only that the judge had failed."""
     source = shared / "data" / "cut" / "train-alpaca-sample-iter1.json"
     judged, scored = tmp_path / "judged", tmp_path / "scored"
     main(["import", f"source={source}", "format=cut", f"output={judged}"])
     examples = read_table(judged)
-    assert sum(row["verdict"] == INCORRECT for row in examples.values()) == 287
+    assert sum(row["verdict"] == INCORRECT for row in examples.values()) == 240
+    assert [row["reason"] for row in read_rejects(judged)] == ["judgment is $ERROR$: the judge had failed"] * 47
     main(
         [
             "score",
@@ -61,7 +62,7 @@ def test_all_judged_cut_responses(tmp_path: Path, shared: Path, tinystories: Pat
     assert (rows_in, rows_out) == (len(examples), len(rows))
     assert rows_in == rows_out + rejected
     incorrect = [row for row in rows.values() if row["verdict"] == INCORRECT]
-    assert len(incorrect) >= 250
+    assert len(incorrect) >= 200
     for row in incorrect:
         assert facts_of(row).logp_standard is None
         assert len(row["logp_judge"]) == len(row["input_ids"]) - row["response_start"]

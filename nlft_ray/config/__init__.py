@@ -1,0 +1,65 @@
+"""The configuration of every stage: strict models whose field docstrings are the help texts.
+
+A stage's own settings are its `…Options`; `…Config` adds where it reads, where it writes and the model, and is what
+`nlft-ray <stage>` and `nlft_ray.<stage>(config)` take. `RunConfig` holds the options of all stages, for `nlft-ray run`.
+"""
+
+from nlft_ray.config.options import (
+    EvaluateOptions,
+    ExportOptions,
+    ImportOptions,
+    JudgeOptions,
+    JudgeServer,
+    LoraConfig,
+    PolicyConfig,
+    SampleOptions,
+    ScoreOptions,
+    TrainOptions,
+)
+from nlft_ray.config.shared import (
+    ModelConfig,
+    PoolConfig,
+    PromptConfig,
+    Strict,
+)
+from nlft_ray.config.stages import (
+    EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
+    JudgeConfig,
+    RunConfig,
+    SampleConfig,
+    ScoreConfig,
+    StageConfig,
+    TrainConfig,
+    WithModel,
+    WithPool,
+)
+
+__all__ = [
+    "EvaluateConfig",
+    "EvaluateOptions",
+    "ExportConfig",
+    "ExportOptions",
+    "ImportConfig",
+    "ImportOptions",
+    "JudgeConfig",
+    "JudgeOptions",
+    "JudgeServer",
+    "LoraConfig",
+    "ModelConfig",
+    "PolicyConfig",
+    "PoolConfig",
+    "PromptConfig",
+    "RunConfig",
+    "SampleConfig",
+    "SampleOptions",
+    "ScoreConfig",
+    "ScoreOptions",
+    "StageConfig",
+    "Strict",
+    "TrainConfig",
+    "TrainOptions",
+    "WithModel",
+    "WithPool",
+]

@@ -1,0 +1,242 @@
+"""Each stage's own settings."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from nlft_ray.config.shared import FolderPath, Fraction, PathOrName, Strict
+from nlft_ray.core.policies import POLICIES
+
+
+def _check_verifier(name: str) -> str:
+    if name != "final_answer" and not all(part for part in name.partition(":")):
+        raise ValueError(
+            "not a verifier: it is `final_answer`, or `module:function` of (response, standard_answer) → bool"
+        )
+    return name
+
+
+VerifierName = Annotated[str, BeforeValidator(_check_verifier)]
+
+
+class ImportOptions(Strict):
+    """What to import, and how its columns are called."""
+
+    source: PathOrName
+    """File (JSONL, JSON or Parquet), folder of such files, `datasets` name, or `sandbox` for generated problems."""
+    format: Literal["gsm8k", "nlft", "cut", "columns", "sandbox"]
+    """`gsm8k`: question, answer. `nlft`: instruction, input, output, judgment, answer, score. `cut`: the same without
+    answers. `columns`: any columns, named by `columns`. `sandbox`: problems of the embedded world."""
+    columns: dict[str, str] = {}
+    """For `columns`: our column name → theirs, such as `question: prompt`."""
+    dataset_name: str | None = None
+    """Configuration of a `datasets` name, such as `main`."""
+    split: str = "train"
+    """Split of a `datasets` name, or of the sandbox (`train`, `test`)."""
+    limit: PositiveInt | None = None
+    """Rows to take from the start; unset, all."""
+    instruction: str = ""
+    """Instruction (system text) of rows that bring none of their own."""
+    min_correct_score: float = 7
+    """For `nlft`: a response with this score or more counts as correct (the released code's 7)."""
+    seed: NonNegativeInt = 0
+    """Seed of the sandbox's problems."""
+
+    @model_validator(mode="after")
+    def _columns_fit_format(self) -> "ImportOptions":
+        if (self.format == "columns") != bool(self.columns):
+            raise ValueError("format=columns needs `columns`, and only it takes them")
+        if (self.format == "sandbox") != (self.source == "sandbox"):
+            raise ValueError("format=sandbox and source=sandbox belong together")
+        if self.format == "sandbox" and self.limit is None:
+            raise ValueError("format=sandbox needs `limit`, the number of problems")
+        return self
+
+
+class SampleOptions(Strict):
+    """How the target model's responses are drawn."""
+
+    responses_per_question: PositiveInt = 1
+    """Responses drawn for each question."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: the smallest set of tokens with this much probability."""
+    max_new_tokens: PositiveInt = 512
+    """Longest response in tokens."""
+    batch_size: PositiveInt = 32
+    """Prompts generated at once by one actor."""
+    verifier: VerifierName = "final_answer"
+    """How the verdict is reached: `final_answer`, or `module:function` of (response, standard_answer) → bool."""
+    seed: NonNegativeInt = 0
+    """Seed of the draws."""
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> "SampleOptions":
+        if self.temperature == 0 and self.responses_per_question > 1:
+            raise ValueError("temperature=0 draws the same response every time: responses_per_question must be 1")
+        return self
+
+
+class JudgeServer(Strict):
+    """An OpenAI-compatible chat server."""
+
+    base_url: str
+    """Such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
+    model: str
+    """Model name that the server knows."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key. The key itself is never written anywhere."""
+    concurrency: PositiveInt = 8
+    """Requests under way at once, per actor."""
+    timeout_seconds: PositiveFloat = 120
+    """Longest wait for one answer."""
+    max_retries: NonNegativeInt = 6
+    """Tries after the first, with exponential back-off."""
+    cache: FolderPath | None = None
+    """Folder of answers already paid for; unset, `judgment_cache` beside the output."""
+
+
+class JudgeOptions(Strict):
+    """Who judges the incorrect responses, and how."""
+
+    server: JudgeServer | None = None
+    """An OpenAI-compatible server; unset, the target model judges itself."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of the judgment; 0 is greedy."""
+    max_new_tokens: PositiveInt = 256
+    """Longest judgment in tokens."""
+    batch_size: PositiveInt = 32
+    """Prompts generated at once by one actor (self-judging)."""
+    disputed_pattern: str = r"(?i)^\W*correct\b"
+    """Regular expression: a judgment in which it is found says that the response is right; the row is left out."""
+    seed: NonNegativeInt = 0
+    """Seed of the draws where temperature is above 0."""
+
+    @field_validator("disputed_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str) -> str:
+        import re
+
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+
+class ScoreOptions(Strict):
+    """How responses are scored."""
+
+    max_tokens_per_batch: PositiveInt = 8192
+    """Padded tokens of one forward pass: rows × the longest row."""
+    hidden_window: PositiveInt = 8
+    """K: for each token, cosines to the hidden states of the next K tokens are stored, for growing."""
+    too_long: Literal["reject", "truncate"] = "reject"
+    """What happens to a row that exceeds the model's length in any context; `truncate` cuts its response's end."""
+
+
+def _policy_by_name(value: Any) -> Any:
+    """`policy: nlft` is short for `policy: {name: nlft}`; numbers without a name are the default policy's."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "nlft", **value} if isinstance(value, dict) else value
+
+
+if TYPE_CHECKING:
+    from nlft_ray.core.policies.base import Policy as PolicyConfig
+else:
+    PolicyConfig = Annotated[
+        Union[tuple(POLICIES.values())],  # noqa: UP007
+        Field(discriminator="name"),
+        BeforeValidator(_policy_by_name),
+    ]
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (PEFT)."""
+
+    rank: PositiveInt = 16
+    """r: the adapters' rank."""
+    alpha: PositiveFloat = 16
+    """Scale of the adapters' output, divided by the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input while training."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get an adapter, such as [gate_proj, up_proj, down_proj]."""
+
+
+class TrainOptions(Strict):
+    """How the model is fine-tuned on the scored table."""
+
+    policy: PolicyConfig = POLICIES["nlft"]()
+    """How facts become weights and signs: a policy's name, or its name and numbers."""
+    lora: LoraConfig | None = LoraConfig()
+    """Low-rank adapters; null fine-tunes all parameters."""
+    epochs: PositiveInt = 5
+    """Passes over the table."""
+    learning_rate: PositiveFloat = 5e-5
+    """Highest learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup_fraction: Fraction = 0.1
+    """Fraction of the steps in which the learning rate rises from zero."""
+    batch_size: PositiveInt = 4
+    """Examples of one optimizer step, over all workers."""
+    micro_batch_size_per_worker: PositiveInt = 1
+    """Examples of one forward and backward pass on one worker."""
+    normalisation: Literal["example", "weight"] = "example"
+    """`example`: mean over examples of the mean over their tokens. `weight`: weighted sum over the sum of weights."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's weight decay."""
+    max_gradient_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm; 0 is off."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: 1 shards optimizer states over the workers, 2 gradients too, 3 parameters too."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    num_workers: PositiveInt = 1
+    """Training processes, one for each GPU."""
+    cpus_per_worker: PositiveInt | None = None
+    """CPU cores, and threads, of one worker; unset, the machine's cores divided by the workers."""
+    gpus_per_worker: Literal[0, 1] | None = None
+    """GPUs of one worker; unset, 1 where the cluster has GPUs and 0 elsewhere."""
+    label_selector: dict[str, str] = {}
+    """Labels that a node must have to be given a training worker, such as `pool: train`."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints; unset, once an epoch."""
+    checkpoints_to_keep: PositiveInt = 1
+    """Newest checkpoints that stay on disk."""
+    max_failures: NonNegativeInt = 3
+    """Restarts from the last checkpoint after a lost worker."""
+    seed: NonNegativeInt = 0
+    """Seed of the order of examples and of the adapters' initialisation."""
+    deepspeed: dict[str, Any] = {}
+    """Further keys of DeepSpeed's configuration, such as offloading. Keys that nlft-ray sets itself are errors."""
+
+
+class EvaluateOptions(Strict):
+    """How accuracy is measured."""
+
+    max_new_tokens: PositiveInt = 512
+    """Longest completion in tokens."""
+    batch_size: PositiveInt = 32
+    """Prompts generated at once by one actor."""
+    verifier: VerifierName = "final_answer"
+    """How a completion is checked: `final_answer`, or `module:function` of (completion, standard_answer) → bool."""
+
+
+class ExportOptions(Strict):
+    """How the model folder is written."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the exported weights; unset, the type they were trained in."""

@@ -1,0 +1,139 @@
+"""What several stages share: the model, the prompts, the pool of actors."""
+
+import os
+from typing import Annotated, Any, Literal
+
+import jinja2
+import jinja2.meta
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_if_there(name: str) -> str:
+    return _absolute(name) if os.path.exists(os.path.expanduser(name)) else name
+
+
+# Made absolute at once: workers on Ray may run in another directory.
+FolderPath = Annotated[str, AfterValidator(_absolute)]
+PathOrName = Annotated[str, AfterValidator(_absolute_if_there)]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors; values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelConfig(Strict):
+    """The target model."""
+
+    path: PathOrName
+    """Folder or hub name of a causal language model; `sandbox` is the small one that comes with the package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights in memory; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    max_length: PositiveInt | None = None
+    """Most tokens of prompt and response together; unset, what the model's configuration allows."""
+    end_of_turn_token: str | None = None
+    """Token that ends a response; unset, the tokenizer's end-of-sequence token."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave it off for models that you do not trust."""
+
+
+_TEMPLATE_FIELDS = {"question", "instruction", "standard_answer", "judgment", "response"}
+_MUST_NAME = {
+    "base": {"question"},
+    "judge": {"question", "judgment"},
+    "standard": {"question", "standard_answer"},
+    "judging": {"question", "response"},
+}
+
+
+class PromptConfig(Strict):
+    """The prompts, as Jinja templates over the columns of the examples table."""
+
+    base: str = "{{ question }}"
+    """User message of the base context: the task as the model will meet it."""
+    judge: str = (
+        "{{ question }}\n\nWrite a bad response to this: one that has the following weakness.\n\n"
+        "Weakness: {{ judgment }}"
+    )
+    """User message of the judge context: asks for a response with the weakness that the judgment names."""
+    standard: str = (
+        "{{ question }}\n\nYou are an expert on this. Here is the standard answer; write a response that reaches it."
+        "\n\nStandard answer: {{ standard_answer }}"
+    )
+    """User message of the standard context: act as an expert, here is the standard answer."""
+    judging: str = (
+        "Here are a question and a response to it."
+        "\n\nQuestion: {{ question }}"
+        "{% if standard_answer %}\n\nStandard answer: {{ standard_answer }}{% endif %}"
+        "\n\nResponse: {{ response }}"
+        "\n\nThe response is thought to be wrong. Name its first mistake in one or two sentences: what it says, and "
+        "why that is wrong. Do not solve the question again. If the response is right after all, write only: CORRECT"
+    )
+    """User message that asks for a judgment of an incorrect response."""
+    plain: str = "{% if instruction %}{{ instruction }}\n\n{% endif %}{{ message }}\n\n"
+    """Text around a user message where the tokenizer has no chat template; the response follows it directly."""
+    instruction_role: Literal["system", "user"] = "system"
+    """Where a row's instruction goes: a system message, or ahead of the user message."""
+    chat_template_arguments: dict[str, Any] = {}
+    """Extra arguments of the tokenizer's chat template, such as `enable_thinking: false`."""
+
+    @model_validator(mode="after")
+    def _templates_name_their_fields(self) -> "PromptConfig":
+        problems = []
+        for name in (*_MUST_NAME, "plain"):
+            allowed = {"instruction", "message"} if name == "plain" else _TEMPLATE_FIELDS
+            needed = {"message"} if name == "plain" else _MUST_NAME[name]
+            try:
+                used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(getattr(self, name)))
+            except jinja2.TemplateSyntaxError as error:
+                problems.append(f"template '{name}' does not parse: {error}")
+                continue
+            if used - allowed:
+                problems.append(f"template '{name}' names {sorted(used - allowed)}; it may name {sorted(allowed)}")
+            if needed - used:
+                problems.append(f"template '{name}' must name {sorted(needed - used)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class PoolConfig(Strict):
+    """The Ray Data actors of a stage: how many, how large, where."""
+
+    min_workers: PositiveInt = 1
+    """Actors that are kept at the least."""
+    max_workers: PositiveInt | None = None
+    """Actors at the most; unset, as many as the cluster's CPUs (or GPUs) can hold."""
+    cpus_per_worker: PositiveInt = 1
+    """CPU cores, and threads, of one actor."""
+    gpus_per_worker: NonNegativeFloat | None = None
+    """GPUs of one actor; unset, 1 where the cluster has GPUs and 0 elsewhere."""
+    label_selector: dict[str, str] = {}
+    """Labels that a node must have to be given actors, such as `pool: score`."""
+    rows_per_shard: PositiveInt | None = None
+    """Rows of one unit of work, which is one output file; unset, chosen from the number of rows."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "PoolConfig":
+        if self.max_workers is not None and self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers})")
+        return self

@@ -1,0 +1,122 @@
+"""What each command takes: a stage's own settings, where it reads and writes, and the model."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from nlft_ray.config.options import (
+    EvaluateOptions,
+    ExportOptions,
+    ImportOptions,
+    JudgeOptions,
+    PolicyConfig,
+    SampleOptions,
+    ScoreOptions,
+    TrainOptions,
+)
+from nlft_ray.config.shared import FolderPath, Fraction, ModelConfig, PoolConfig, PromptConfig, Strict
+from nlft_ray.core.policies import POLICIES
+
+
+class StageConfig(Strict):
+    """What every stage has."""
+
+    input: FolderPath
+    """Folder of the table to read (local path, or a URI such as s3://bucket/folder)."""
+    output: FolderPath
+    """Folder to write. Started again, a stage continues there; a complete one is not run twice."""
+    overwrite: bool = False
+    """Replace an output that was made with another configuration, instead of refusing."""
+    max_reject_fraction: Fraction = 0.05
+    """Fail when more than this fraction of the input rows could not be used."""
+
+
+class WithModel(Strict):
+    """A stage that runs the target model."""
+
+    model: ModelConfig
+    """The target model."""
+    prompts: PromptConfig = PromptConfig()
+    """The prompts."""
+    ray_address: str | None = None
+    """Ray cluster to use; unset, the one of RAY_ADDRESS or of the running job, else a local one is started."""
+
+
+class WithPool(WithModel):
+    """A stage whose rows are spread over Ray Data actors."""
+
+    pool: PoolConfig = PoolConfig()
+    """The actors that do the work."""
+
+
+class ImportConfig(ImportOptions):
+    """`nlft-ray import`: data from elsewhere → questions, responses or examples."""
+
+    output: FolderPath
+    """Folder to write."""
+    overwrite: bool = False
+    """Replace an output that was made with another configuration, instead of refusing."""
+    max_reject_fraction: Fraction = 0.05
+    """Fail when more than this fraction of the rows could not be used."""
+
+
+class SampleConfig(SampleOptions, WithPool, StageConfig):
+    """`nlft-ray sample`: questions → the target model's responses, with verdicts."""
+
+
+class JudgeConfig(JudgeOptions, WithPool, StageConfig):
+    """`nlft-ray judge`: responses → examples: a judgment for each incorrect response."""
+
+
+class ScoreConfig(ScoreOptions, WithPool, StageConfig):
+    """`nlft-ray score`: examples → scored: each response token's probability under the three contexts."""
+
+
+class TrainConfig(TrainOptions, WithModel, StageConfig):
+    """`nlft-ray train`: scored → weights fine-tuned by a policy."""
+
+
+class EvaluateConfig(EvaluateOptions, WithPool, StageConfig):
+    """`nlft-ray evaluate`: questions → predictions and accuracy."""
+
+
+class ExportConfig(ExportOptions, StageConfig):
+    """`nlft-ray export`: a training's output → a Hugging Face model folder."""
+
+
+class RunConfig(WithPool):
+    """`nlft-ray run`: the whole chain from one file."""
+
+    run_dir: FolderPath
+    """Folder of the run: one folder in it for each stage's output."""
+    questions: ImportOptions
+    """The questions to learn from."""
+    test_questions: ImportOptions | None = None
+    """The questions to measure accuracy on, before and after; unset, nothing is evaluated."""
+    policies: Annotated[list[PolicyConfig], Field(min_length=1)] = [POLICIES["nlft"]()]
+    """Policies to train, one model each; the first is the one the summary is about."""
+    sample: SampleOptions = SampleOptions()
+    """How responses are drawn."""
+    judge: JudgeOptions = JudgeOptions()
+    """Who judges, and how."""
+    score: ScoreOptions = ScoreOptions()
+    """How responses are scored."""
+    train: TrainOptions = TrainOptions()
+    """How the model is fine-tuned (its `policy` is taken from `policies`)."""
+    evaluate: EvaluateOptions = EvaluateOptions()
+    """How accuracy is measured."""
+    export: ExportOptions = ExportOptions()
+    """How model folders are written."""
+    overwrite: bool = False
+    """Replace outputs that were made with another configuration, instead of refusing."""
+    max_reject_fraction: Fraction = 0.05
+    """Fail when more than this fraction of a stage's rows could not be used."""
+
+    @model_validator(mode="after")
+    def _policies_stand_once(self) -> "RunConfig":
+        names = [policy.name for policy in self.policies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"policies: each may stand once, got {names}")
+        if "policy" in self.train.model_fields_set:
+            raise ValueError("train.policy: in a run, the policies stand in the list `policies`")
+        return self
