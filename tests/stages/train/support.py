@@ -77,7 +77,7 @@ def save_scored(folder: Path, model: str, rows: list[dict[str, Any]] | None = No
     return write_table(folder, "scored", scored_rows() if rows is None else rows, rows_per_file, fingerprint)
 
 
-def train_config(folder: str, scored: str, output: Path, **changes: Any) -> TrainConfig:
+def train_config(folder: str, scored: str, output: Path | str, **changes: Any) -> TrainConfig:
     values = {
         "model": {"path": folder},
         "input": scored,

@@ -67,7 +67,7 @@ def test_nothing_to_train_on_is_the_users_to_mend(tmp_path: Path, model: str) ->
 
 def test_a_damaged_row_is_named(tmp_path: Path, model: str) -> None:
     rows = support.scored_rows()
-    rows[4]["logp_base"] = rows[4]["logp_base"][:-1] + [float("nan")]
+    rows[4]["logp_base"] = [*rows[4]["logp_base"][:-1], float("nan")]
     with pytest.raises(UserError, match="row-004"):
         weighed(support.save_scored(tmp_path / "nan", model, rows), "nlft")
     rows = support.scored_rows()

@@ -1,0 +1,138 @@
+"""Training under a real local Ray: killed workers, repeated starts, mistakes of the user."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray.train
+import torch
+from safetensors.torch import load_file
+
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import Manifest
+from nlft_ray.schema import TABLES
+from nlft_ray.stages.train.job import train
+from nlft_ray.stages.train.metrics import read_metrics
+from tests.stages.train import support, workers
+from tests.tables import read_rejects, write_table
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@contextmanager
+def a_worker_killed_at(step: int, output: Path) -> Iterator[None]:
+    """Kill one training worker as soon as the record of steps has reached `step`."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while len(read_metrics(output)) < step and not over.wait(0.02):
+            pass
+        family = psutil.Process().children(recursive=True)
+        for process in [found for found in family if "RayTrainWorker" in " ".join(found.cmdline())][-1:]:
+            os.kill(process.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
+    model: str, scored: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {
+        "num_workers": 2,
+        "zero_stage": 2,
+        "batch_size": 2,
+        "epochs": 20,
+        "checkpoint_every_steps": 7,
+        "lora": {"dropout": 0.2},
+    }
+    output = tmp_path / "out"
+    first = support.train_config(model, scored, output, **settings, max_failures=0)
+    with a_worker_killed_at(35, output), pytest.raises(ray.train.TrainingFailedError):
+        train(first)
+    before = read_metrics(output)
+    assert 35 <= len(before) < 120
+    began = time.monotonic()
+    with a_worker_killed_at(70, output):
+        result = train(support.train_config(model, scored, output, **settings, max_failures=2))
+    assert "failed" in capsys.readouterr().err
+    after = read_metrics(output)
+    assert [line["step"] for line in after] == list(range(1, 121))
+    assert after[:7] == before[:7]  # kept, not taken again
+    assert result.manifest.counts["steps"] == 120
+    assert result.manifest.counts["final_loss"] == after[-1]["loss"]
+    assert result.manifest.seconds > sum(line["seconds"] for line in after[:7])
+    assert result.manifest.seconds < time.monotonic() - began + sum(line["seconds"] for line in before)
+
+    undisturbed = support.train_config(model, scored, tmp_path / "whole", **settings)
+    workers.run(tmp_path / "group", 2, [(workers.train_in, (undisturbed, tmp_path / "checkpoints"))])
+    tensors = [load_file(folder / "weights" / "adapter_model.safetensors") for folder in (output, tmp_path / "whole")]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+    again = train(support.train_config(model, scored, output, **settings, micro_batch_size_per_worker=3))
+    assert again.reused
+    assert again.manifest == result.manifest
+    with pytest.raises(UserError, match=r"config.learning_rate: 0.01 → 0.02"):
+        train(support.train_config(model, scored, output, **settings, learning_rate=0.02))
+
+
+def test_what_was_weighed_and_left_out_is_in_the_manifest(model: str, tmp_path: Path) -> None:
+    rows = [row | {"standard_ids": None} if number == 2 else row for number, row in enumerate(support.scored_rows())]
+    table = support.save_scored(tmp_path / "table", model, rows)
+    config = support.train_config(model, table, tmp_path / "out", policy="sft", epochs=1, max_reject_fraction=0.1)
+    result = train(config)
+    manifest = Manifest.model_validate_json((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest == result.manifest
+    assert (manifest.rows_in, manifest.rows_out, manifest.rows_rejected) == (11, 10, 1)
+    assert (manifest.counts["correct"], manifest.counts["incorrect"]) == (5, 5)
+    assert [row["id"] for row in read_rejects(tmp_path / "out")] == ["row-002"]
+    assert "num_workers" in manifest.identity.config
+    assert not {"prompts", "max_failures", "label_selector", "cpus_per_worker"} & manifest.identity.config.keys()
+
+
+def test_a_mistake_that_a_worker_finds_is_not_tried_again(model: str, scored: str, tmp_path: Path) -> None:
+    config = support.train_config(model, scored, tmp_path / "out", lora={"targets": ["c_attn"]}, max_failures=3)
+    with pytest.raises(UserError, match=r"lora.targets.*q_proj"):
+        train(config)
+    assert not (tmp_path / "out" / "failures.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"deepspeed": {"gradient_clipping": 3}}, r"deepspeed.gradient_clipping.*max_gradient_norm"),
+        ({"policy": "sft", "max_reject_fraction": 0.0}, r"1 of 11 rows could not be used"),
+    ],
+)
+def test_mistakes_show_before_workers_start(changes: dict[str, Any], message: str, model: str, tmp_path: Path) -> None:
+    rows = [row | {"standard_ids": None} if row["id"] == "row-002" else row for row in support.scored_rows()]
+    table = support.save_scored(tmp_path / "table", model, rows)
+    config = support.train_config(model, table, tmp_path / "out", **changes)
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_an_output_that_workers_cannot_append_to_is_refused(model: str, scored: str) -> None:
+    with pytest.raises(UserError, match="file system that all its workers share"):
+        train(support.train_config(model, scored, "s3://bucket/folder"))
+
+
+def test_a_table_of_another_tokenizer_is_refused(model: str, tmp_path: Path) -> None:
+    assert "input_ids" in TABLES["scored"].names
+    table = write_table(tmp_path / "table", "scored", support.scored_rows(), tokenizer="another")
+    with pytest.raises(UserError, match="ids of another tokenizer"):
+        train(support.train_config(model, table, tmp_path / "out"))

@@ -1,0 +1,195 @@
+"""The loop in this process: real DeepSpeed engines, one worker, no Ray."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from nlft_ray.config import TrainConfig
+from nlft_ray.errors import UserError
+from nlft_ray.stages.train import loop
+from nlft_ray.stages.train.metrics import read_metrics
+from nlft_ray.stages.train.order import Order
+from tests.stages.train import support, workers
+
+IDS = torch.arange(6, 26)[None]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(process_group: None) -> Iterator[None]:
+    """Sums depend on the number of threads; so does the speed of a test among others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights_of(config: TrainConfig) -> dict[str, Tensor]:
+    (file,) = (Path(config.output) / "weights").glob("*.safetensors")
+    tensors = load_file(file)
+    assert tensors
+    assert all(tensor.numel() for tensor in tensors.values())
+    return tensors
+
+
+def trained(config: TrainConfig) -> dict[str, Tensor]:
+    loop.train_worker(config, support.LocalSession(Path(config.output) / "checkpoints"))
+    return weights_of(config)
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], **tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], **({"rtol": 0, "atol": 0} | tolerance))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"lora": {"dropout": 0.3}},
+        {"zero_stage": 3, "lora": {"dropout": 0.3}},
+    ],
+    ids=str,
+)
+def test_a_stopped_training_ends_where_an_undisturbed_one_does(
+    changes: dict[str, Any], model: str, scored: str, tmp_path: Path
+) -> None:
+    changes = changes | {"checkpoint_every_steps": 2, "epochs": 3}
+    whole = trained(support.train_config(model, scored, tmp_path / "whole", **changes))
+    config = support.train_config(model, scored, tmp_path / "stopped", **changes)
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(support.Stopped):
+        loop.train_worker(config, support.LocalSession(checkpoints, stop_after=4))
+    (tmp_path / "stopped" / "metrics.jsonl").open("a").write('{"step": 5, ')
+    session = support.LocalSession(checkpoints)
+    loop.train_worker(config, session)
+    assert session.saved == [6, 8]
+    assert_same(whole, weights_of(config))
+    runs = [read_metrics(tmp_path / name) for name in ("whole", "stopped")]
+    assert [line["step"] for line in runs[1]] == list(range(1, 10))
+    for one, other in zip(*runs, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_two_workers_resume_too(model: str, scored: str, tmp_path: Path) -> None:
+    def config(name: str) -> TrainConfig:
+        return support.train_config(
+            model, scored, tmp_path / name, zero_stage=2, batch_size=3, checkpoint_every_steps=2
+        )
+
+    stopped = config("stopped"), tmp_path / "checkpoints"
+    workers.run(
+        tmp_path / "group",
+        2,
+        [
+            (workers.train_in, (config("whole"), tmp_path / "others")),
+            (workers.train_in, (*stopped, 4)),
+            (workers.train_in, stopped),
+        ],
+    )
+    assert_same(weights_of(config("whole")), weights_of(config("stopped")))
+    alone = trained(support.train_config(model, scored, tmp_path / "alone", batch_size=3))
+    assert_same(
+        alone, weights_of(config("whole")), rtol=0, atol=2e-3
+    )  # Adam magnifies what rounding does to tiny gradients
+
+
+def test_sft_is_plain_cross_entropy(model: str, scored: str, tmp_path: Path) -> None:
+    config = support.train_config(model, scored, tmp_path, policy="sft", epochs=1)
+    trained(config)
+    rows = sorted(support.scored_rows(), key=lambda row: row["id"])
+    base = AutoModelForCausalLM.from_pretrained(model)
+    losses = []
+    for index in Order(len(rows), config.batch_size, 1, config.seed).batch(0):
+        row = rows[index]
+        ids = torch.tensor(row["input_ids"][: row["response_start"]] + row["standard_ids"])
+        logits = base(ids[None]).logits[0, row["response_start"] - 1 : -1]
+        losses.append(cross_entropy(logits, ids[row["response_start"] :]).item())
+    assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
+    trained(support.train_config(model, scored, tmp_path, policy="sft", epochs=20))
+    losses = [line["loss"] for line in read_metrics(tmp_path)]
+    assert sum(losses[-3:]) < sum(losses[:3]) / 4
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("lora", [None, {"targets": ["q_proj", "up_proj"]}], ids=["full", "lora"])
+def test_the_weights_give_the_trained_logits(
+    lora: Any, tied: bool, zero_stage: int, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = support.save_model(tmp_path / "model", tied=tied)
+    config = support.train_config(model, scored, tmp_path / "out", zero_stage=zero_stage, lora=lora)
+    logits: list[Tensor] = []
+    write = loop.write_weights
+
+    def write_and_look(engine: Any, *arguments: Any, **named: Any) -> None:
+        with torch.no_grad():
+            engine.model.eval()
+            logits.append(engine.model(IDS).logits)
+        write(engine, *arguments, **named)
+
+    monkeypatch.setattr(loop, "write_weights", write_and_look)
+    trained(config)
+    folder = tmp_path / "out" / "weights"
+    base = AutoModelForCausalLM.from_pretrained(model)
+    untrained = base(IDS).logits
+    loaded = PeftModel.from_pretrained(base, folder) if lora else AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(loaded.eval()(IDS).logits, logits[0], rtol=1e-5, atol=1e-5)
+    assert (untrained - logits[0]).abs().max() > 0.01
+    if lora:
+        assert loaded.peft_config["default"].base_model_name_or_path == model
+
+
+def test_bfloat16_trains_alike_with_and_without_zero(model: str, scored: str, tmp_path: Path) -> None:
+    """DeepSpeed's optimizer for bfloat16 without ZeRO would otherwise begin with a step that is too short."""
+    results = [
+        trained(
+            support.train_config(
+                model,
+                scored,
+                tmp_path / str(stage),
+                zero_stage=stage,
+                model={"path": model, "dtype": "bfloat16"},
+                batch_size=11,
+                micro_batch_size_per_worker=11,
+                epochs=1,
+            )
+        )
+        for stage in (0, 1)
+    ]
+    assert {tensor.dtype for tensor in results[0].values()} == {torch.bfloat16}
+    assert_same(*results)
+
+
+def test_a_loss_that_is_not_finite_names_the_rows(model: str, scored: str, tmp_path: Path) -> None:
+    config = support.train_config(
+        model, scored, tmp_path, learning_rate=1e30, max_gradient_norm=0, micro_batch_size_per_worker=4
+    )
+    with pytest.raises(UserError, match=r"loss of step \d is not a finite number.*row-0\d\d, row-0\d\d"):
+        trained(config)
+
+
+def test_targets_that_are_not_in_the_model_are_the_users_to_mend(model: str, scored: str, tmp_path: Path) -> None:
+    config = support.train_config(model, scored, tmp_path, lora={"targets": ["c_attn"]})
+    with pytest.raises(UserError, match=r"lora.targets.*c_attn.*q_proj"):
+        trained(config)
+
+
+def test_every_worker_hears_of_a_table_without_weights(model: str, tmp_path: Path) -> None:
+    rows = [row for row in support.scored_rows() if row["verdict"] == "incorrect"]
+    table = support.save_scored(tmp_path / "table", model, rows)
+    with pytest.raises(UserError, match="no weight to any row"):
+        trained(support.train_config(model, table, tmp_path / "out", policy="rft"))
