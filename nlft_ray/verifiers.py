@@ -11,9 +11,7 @@ def problem_with_standard_answer(verifier: str, standard_answer: str | None) -> 
     if not standard_answer:
         return "standard_answer is missing or empty, so no verdict can be reached"
     if verifier == "final_answer" and final_answer(standard_answer) is None:
-        return (
-            "standard_answer holds no number to compare: name a verifier of your own"
-        )
+        return "standard_answer holds no number to compare: name a verifier of your own"
     return None
 
 

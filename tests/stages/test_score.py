@@ -16,6 +16,7 @@ from nlft_ray.prompts import prompt_ids
 from nlft_ray.schema import EXAMPLES, SCORED
 from nlft_ray.scored import facts_of
 from nlft_ray.stages.score.passes import pack
+from nlft_ray.stages.score.prefix import common_prefix
 from nlft_ray.stages.score.worker import ScoreWorker
 from tests.random_models import ARCHITECTURES, save_random_model
 from tests.tables import example, read_rejects, read_table, write_table
@@ -88,6 +89,43 @@ def test_facts_are_those_of_a_plain_forward_pass(tmp_path: Path, architecture: s
         else:
             assert found["logp_standard"] is found["top_standard"] is found["standard_ids"] is None
         assert facts_of(found).n == len(response)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_prefix_runs_once_and_changes_nothing(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_random_model(tmp_path, architecture)
+    instruction = "Answer like these. 1 + 1? #### 2. 2 + 3? #### 5. " * 3
+    rows = [row | {"instruction": instruction, "response_ids": None} for row in EXAMPLE_ROWS]
+    shared, _ = score(config(path), rows)
+    from_the_start: list[int] = []
+    worker = ScoreWorker(config(path))
+    worker._score._model.register_forward_pre_hook(
+        lambda _module, _inputs, named: from_the_start.append(named.get("past_key_values") is None), with_kwargs=True
+    )
+    full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
+    worker(pa.Table.from_pylist(full, schema=EXAMPLES), 0)
+    # base and standard begin alike; the judge context's rows ask the same question and share that too
+    assert sum(from_the_start) == 2
+    assert len(from_the_start) == 2 + 3
+    monkeypatch.setattr("nlft_ray.stages.score.scorer.common_prefix", lambda prompts: [])
+    plain, _ = score(config(path), rows)
+    for id, row in plain.items():
+        for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
+            if row[column] is None:
+                assert shared[id][column] is None
+            else:
+                np.testing.assert_allclose(shared[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
+
+
+def test_the_common_prefix_leaves_every_prompt_its_last_token() -> None:
+    long = list(range(40))
+    assert common_prefix([long, long]) == long[:-1]
+    assert common_prefix([long, [*long[:20], 99, 98]]) == long[:20]
+    assert common_prefix([long, long[:21]]) == long[:20]
+    assert common_prefix([long[:10], long[:10]]) == [], "too short to be worth it"
+    assert common_prefix([]) == []
 
 
 def test_passes_are_counted(random_llama: str) -> None:

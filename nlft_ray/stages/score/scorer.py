@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.logprobs import token_logprobs, top_tokens
 from nlft_ray.stages.score.passes import pack
+from nlft_ray.stages.score.prefix import PrefixStates, common_prefix
 
 Array = NDArray[Any]
 
@@ -40,6 +42,7 @@ class Scorer:
         self._pad_id = pad_id
         self._max_tokens = max_tokens_per_batch
         self._window = hidden_window
+        self._prefix_states = PrefixStates(model)
         self._hidden: torch.Tensor | None = None
         head = model.get_output_embeddings()
         head.register_forward_pre_hook(self._remember_hidden)
@@ -51,21 +54,30 @@ class Scorer:
         self, rows: Sequence[tuple[list[int], list[int]]], *, top: bool = False, geometry: bool = False
     ) -> list[PassFacts]:
         """Score rows of (prompt ids, response ids); `top` and `geometry` ask for the further facts."""
-        facts: list[PassFacts | None] = [None] * len(rows)
-        for batch in pack([len(prompt) + len(response) for prompt, response in rows], self._max_tokens):
-            for index, found in zip(batch, self._forward([rows[i] for i in batch], top, geometry), strict=True):
-                facts[index] = found
-        return [found for found in facts if found is not None]
+        prefix = common_prefix([prompt for prompt, _ in rows])
+        with torch.inference_mode():
+            states = self._prefix_states(prefix)
+            skipped = len(prefix) if states is not None else 0
+            suffixes = [(prompt[skipped:], response) for prompt, response in rows]
+            facts: dict[int, PassFacts] = {}
+            for batch in pack([len(prompt) + len(response) for prompt, response in suffixes], self._max_tokens):
+                found = self._forward([suffixes[index] for index in batch], states, skipped, top, geometry)
+                facts.update(zip(batch, found, strict=True))
+        return [facts[index] for index in range(len(rows))]
 
-    @torch.inference_mode()
-    def _forward(self, rows: list[tuple[list[int], list[int]]], top: bool, geometry: bool) -> list[PassFacts]:
+    def _forward(
+        self, rows: list[tuple[list[int], list[int]]], states: Cache | None, skipped: int, top: bool, geometry: bool
+    ) -> list[PassFacts]:
+        """Facts of a batch whose first `skipped` tokens stand in `states` already."""
         batch = pad_batch([(prompt + response, len(prompt)) for prompt, response in rows], self._pad_id)
         on = self._model.device
+        seen = torch.ones(len(rows), skipped, dtype=batch.attention_mask.dtype)
         output = self._model(
             input_ids=batch.input_ids.to(on),
-            attention_mask=batch.attention_mask.to(on),
+            attention_mask=torch.cat([seen, batch.attention_mask], dim=1).to(on),
             logits_to_keep=batch.keep.to(on),
-            use_cache=False,
+            past_key_values=states,
+            use_cache=states is not None,
         )
         logits = output.logits  # (N, V), N = response tokens of the batch
         counts = [len(response) for _, response in rows]
