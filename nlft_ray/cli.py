@@ -1,5 +1,7 @@
 """`nlft-ray STAGE --config FILE key=value …`. A stage is imported only when it is called."""
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -66,10 +68,18 @@ def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, 
     if print_config:
         click.echo(to_yaml(config), nl=False)
         return
+    _quiet()
     result = stage.load_function()(config)
     from nlft_ray.summary import show
 
     show(result)
+
+
+def _quiet() -> None:
+    """Keep out of the terminal what other libraries say there without need. What the user's environment sets wins."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers and the hub, which fill log files
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 class _InOrder(click.Group):

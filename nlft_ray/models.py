@@ -8,7 +8,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
@@ -85,7 +84,6 @@ def load_model(config: ModelConfig, on: torch.device | None = None) -> PreTraine
         UserError: transformers cannot load it.
     """
     folder = model_folder(config)
-    disable_progress_bar()  # transformers' own bar would break into ours
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -37,6 +37,8 @@ def connect(address: str | None) -> None:
         "runtime_env": {"env_vars": _QUIET_ENVIRONMENT},
     }
     if address is None:
+        # Ray Data's actors make Ray's core print a warning as an error, which a user could only wonder about.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
         return
     try:

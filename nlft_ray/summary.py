@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,7 @@ from nlft_ray.models import load_tokenizer
 from nlft_ray.saliency_view import Role, SaliencyView, losing_example
 from nlft_ray.storage import Folder
 
+_LOG_FILE_COLUMNS = 120
 _STYLES: dict[Role, str] = {
     "losing": "bold white on red",
     "scoring": "black on green",
@@ -23,18 +25,30 @@ _STYLES: dict[Role, str] = {
 
 def show(result: StageResult | RunResult, console: Console | None = None) -> None:
     """Print a result for a person."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or _console()
     if isinstance(result, RunResult):
         _show_run(result, console)
     else:
         _show_stage(result, console)
 
 
+def _console() -> Console:
+    """In a log file, as wide as the tables need; in a terminal, as wide as it is."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_LOG_FILE_COLUMNS)
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
+    return table
+
+
 def _show_stage(result: StageResult, console: Console) -> None:
     manifest = result.manifest
-    table = Table(title=manifest.identity.stage + " (already complete)" * result.reused, title_justify="left")
-    table.add_column("what")
-    table.add_column("value", justify="right")
+    table = _table(manifest.identity.stage + " (already complete)" * result.reused, "")
+    table.add_column("", justify="right")
+    table.show_header = False
     for name, value in _facts(manifest):
         table.add_row(name, value)
     console.print(table)
@@ -57,10 +71,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _show_run(result: RunResult, console: Console) -> None:
-    table = Table(title="Accuracy on questions that were in no training row" if result.before else "Trained models")
-    for heading in ("policy", "examples", "correct + incorrect"):
-        table.add_column(heading)
-    for heading in ("accuracy before", "accuracy after", "seconds"):
+    title = "Accuracy on the test questions, with 95 % intervals" if result.before else "Trained models"
+    table = _table(title, "policy")
+    for heading in ("examples", "correct + incorrect", "before", "after", "training, s"):
         table.add_column(heading, justify="right")
     for outcome in result.outcomes:
         table.add_row(*_outcome_row(result, outcome))
@@ -92,7 +105,8 @@ def _accuracy(result: StageResult | None) -> str:
     if result is None:
         return "not measured"
     counts = result.manifest.counts
-    return f"{counts['accuracy']:.1%} ({counts['accuracy_low']:.1%} to {counts['accuracy_high']:.1%})"
+    low, high = (100 * counts[name] for name in ("accuracy_low", "accuracy_high"))
+    return f"{100 * counts['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _paths(result: RunResult) -> Iterator[tuple[str, str]]:
@@ -114,8 +128,7 @@ def show_example(view: SaliencyView, console: Console) -> None:
     console.print(Text.assemble("  standard answer  ", view.example["standard_answer"] or "none"))
     console.print(Text.assemble("  response         ", response))
     console.print(Text.assemble("  judgment         ", view.example["judgment"]))
-    losing = Table(title="Losing tokens: likelier once the prompt asks for the mistake", title_justify="left")
-    losing.add_column("token")
+    losing = _table("Losing tokens: likelier once the prompt asks for the mistake", "token")
     for heading in ("p_base", "p_judge", "p_standard", "weight"):
         losing.add_column(heading, justify="right")
     losing.add_column("with the standard answer in view")
