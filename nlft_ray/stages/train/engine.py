@@ -22,9 +22,6 @@ class Engine:
 
     deepspeed: Any
     """The `DeepSpeedEngine`."""
-    partitioned_loading: Any
-    """transformers looks here, through a weak reference, whether parameters are to be partitioned as they are loaded
-    (ZeRO-3); it must live as long as the model."""
     keeps_logits: bool
     """Whether the model's forward takes `logits_to_keep`."""
 
@@ -64,7 +61,9 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     settings = deepspeed_config(config, dtype_of(config.model), config.micro_batch_size_per_worker, micro_steps)
     _init_communication(deepspeed)
-    partitioned_loading = HfDeepSpeedConfig(settings)
+    # While this lives, transformers partitions parameters as it loads them, if ZeRO-3 is on. It finds it through a weak
+    # reference; after this function whatever else is loaded here is whole again.
+    partitioning = HfDeepSpeedConfig(settings)
     model = load_model(config.model)
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     if config.gradient_checkpointing:
@@ -78,7 +77,8 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
         # In bfloat16 DeepSpeed takes a step with gradients of zero to make Adam's states. It would count as the first,
         # and spoil the correction of the moments' bias: the true first step would be a quarter too short.
         engine.basic_optimizer.state.clear()
-    return Engine(engine, partitioned_loading, keeps_logits)
+    del partitioning
+    return Engine(engine, keeps_logits)
 
 
 def _init_communication(deepspeed: Any) -> None:

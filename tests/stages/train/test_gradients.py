@@ -1,5 +1,6 @@
 """The gradient of a step is that of the definition, however the step is cut into micro-batches and workers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(case: str, model: str, scored: str, output: Path) -> TrainConfig:
-    return support.train_config(model, scored, output, batch_size=BATCH_SIZE, **CASES[case])
-
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
-def measured(request: pytest.FixtureRequest, tmp_path_factory: Any, model: str, scored: str) -> dict[str, Any]:
-    """What the engines computed, by case."""
-    folder = tmp_path_factory.mktemp("gradients")
-    tasks = [
-        (workers.save_gradients, (config_of(case, model, scored, folder), folder / f"{case}.pt")) for case in CASES
-    ]
-    workers.run(folder, request.param, tasks)
-    return {case: torch.load(folder / f"{case}.pt") for case in CASES}
+@pytest.fixture(params=[1, 2], ids=["1 worker", "2 workers"])
+def do(request: pytest.FixtureRequest, process_group: None) -> Callable[..., None]:
+    """Do something on one worker, which is this process, or on two."""
+    if request.param == 2:
+        return request.getfixturevalue("two_workers").do
+    return lambda work, *arguments: work(*arguments)
 
 
 def reference(config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
@@ -64,17 +58,21 @@ def reference(config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
     return total.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_is_that_of_the_definition(
-    case: str, measured: dict[str, Any], model: str, scored: str, tmp_path: Path
+    case: str, do: Callable[..., None], model: str, scored: str, tmp_path: Path
 ) -> None:
-    loss, gradients = reference(config_of(case, model, scored, tmp_path))
-    assert measured[case]["loss"] == pytest.approx(loss, rel=1e-5)
-    assert measured[case]["gradients"].keys() == gradients.keys()
+    config = support.train_config(model, scored, tmp_path, batch_size=BATCH_SIZE, **CASES[case])
+    do(workers.save_gradients, config, tmp_path / "measured.pt")
+    measured = torch.load(tmp_path / "measured.pt")
+    loss, gradients = reference(config)
+    assert measured["loss"] == pytest.approx(loss, rel=1e-5)
+    assert measured["gradients"].keys() == gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(measured[case]["gradients"][name], gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(measured["gradients"][name], gradient, rtol=1e-4, atol=1e-5)
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
-    assert measured[case]["norm"] == pytest.approx(norm, rel=1e-4)
+    assert measured["norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def test_logits_are_asked_for_only_where_a_token_has_a_weight(model: str, scored: str, tmp_path: Path) -> None:

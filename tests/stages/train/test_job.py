@@ -48,7 +48,7 @@ def a_worker_killed_at(step: int, output: Path) -> Iterator[None]:
 
 
 def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
-    model: str, scored: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, scored: str, tmp_path: Path, two_workers: workers.Group, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {
         "num_workers": 2,
@@ -77,7 +77,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     assert result.manifest.seconds < time.monotonic() - began + sum(line["seconds"] for line in before)
 
     undisturbed = support.train_config(model, scored, tmp_path / "whole", **settings)
-    workers.run(tmp_path / "group", 2, [(workers.train_in, (undisturbed, tmp_path / "checkpoints"))])
+    two_workers.do(workers.train_in, undisturbed, tmp_path / "checkpoints")
     tensors = [load_file(folder / "weights" / "adapter_model.safetensors") for folder in (output, tmp_path / "whole")]
     assert tensors[0].keys() == tensors[1].keys()
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())

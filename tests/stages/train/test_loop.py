@@ -1,6 +1,5 @@
 """The loop in this process: real DeepSpeed engines, one worker, no Ray."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ from tests.stages.train import support, workers
 IDS = torch.arange(6, 26)[None]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(process_group: None) -> Iterator[None]:
-    """Sums depend on the number of threads; so does the speed of a test among others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
 
 
 def weights_of(config: TrainConfig) -> dict[str, Tensor]:
@@ -81,22 +74,16 @@ def test_a_stopped_training_ends_where_an_undisturbed_one_does(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_two_workers_resume_too(model: str, scored: str, tmp_path: Path) -> None:
+def test_two_workers_resume_too(model: str, scored: str, tmp_path: Path, two_workers: workers.Group) -> None:
     def config(name: str) -> TrainConfig:
         return support.train_config(
             model, scored, tmp_path / name, zero_stage=2, batch_size=3, checkpoint_every_steps=2
         )
 
-    stopped = config("stopped"), tmp_path / "checkpoints"
-    workers.run(
-        tmp_path / "group",
-        2,
-        [
-            (workers.train_in, (config("whole"), tmp_path / "others")),
-            (workers.train_in, (*stopped, 4)),
-            (workers.train_in, stopped),
-        ],
-    )
+    checkpoints = tmp_path / "checkpoints"
+    two_workers.do(workers.train_in, config("whole"), tmp_path / "others")
+    two_workers.do(workers.train_in, config("stopped"), checkpoints, 4)
+    two_workers.do(workers.train_in, config("stopped"), checkpoints)
     assert_same(weights_of(config("whole")), weights_of(config("stopped")))
     alone = trained(support.train_config(model, scored, tmp_path / "alone", batch_size=3))
     assert_same(

@@ -1,13 +1,14 @@
-"""What worker processes of the tests do: real DeepSpeed engines, one or two processes, no Ray."""
+"""What workers of the tests do: real DeepSpeed engines, in this process or in two others, no Ray."""
 
+import multiprocessing
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.stages.train.batch import MicroBatch
@@ -17,21 +18,47 @@ from nlft_ray.stages.train.order import Order, Split
 from nlft_ray.stages.train.step import Stepper
 from tests.stages.train import support
 
-Work = Callable[..., None]
+
+class Group:
+    """Processes that form a group and stay, since starting them takes longer than what they are asked to do."""
+
+    def __init__(self, folder: Path, workers: int):
+        context = multiprocessing.get_context("spawn")
+        self._answers = context.Queue()
+        self._questions = [context.Queue() for _ in range(workers)]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, workers, folder / "rendezvous", questions, self._answers))
+            for rank, questions in enumerate(self._questions)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def do(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Have every process do it."""
+        for questions in self._questions:
+            questions.put((work, arguments))
+        problems = [self._answers.get(timeout=200) for _ in self._processes]
+        assert not any(problems), "\n".join(filter(None, problems))
+
+    def close(self) -> None:
+        for questions in self._questions:
+            questions.put(None)
+        for process in self._processes:
+            process.join(20)
+            process.kill()
 
 
-def run(folder: Path, workers: int, tasks: list[tuple[Work, tuple[Any, ...]]]) -> None:
-    """Do the tasks one after another in `workers` processes that form a group."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(_worker, (workers, folder / "rendezvous", tasks), nprocs=workers)
-
-
-def _worker(rank: int, workers: int, rendezvous: Path, tasks: list[tuple[Work, tuple[Any, ...]]]) -> None:
+def _serve(rank: int, workers: int, rendezvous: Path, questions: Any, answers: Any) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
-    for work, arguments in tasks:
-        work(*arguments)
+    while (question := questions.get()) is not None:
+        work, arguments = question
+        try:
+            work(*arguments)
+            answers.put(None)
+        except BaseException:
+            answers.put(traceback.format_exc())
     dist.destroy_process_group()
 
 

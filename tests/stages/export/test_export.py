@@ -1,0 +1,126 @@
+"""The exported folder is the trained model, for anyone who has only transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nlft_ray.config import ExportConfig, TrainConfig
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import Manifest, finish, identity_of, input_fingerprint, read_manifest
+from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from nlft_ray.stages.export import job
+from nlft_ray.stages.export.job import export
+from nlft_ray.stages.train import loop
+from nlft_ray.storage import Folder
+from tests.stages.train import support
+
+IDS = torch.arange(6, 26)[None]
+pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
+
+
+def trained(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Train without Ray, leave the folder as the train stage does; the trained model's logits."""
+    logits: list[Tensor] = []
+    write = loop.write_weights
+
+    def write_and_look(engine: Any, *arguments: Any, **named: Any) -> None:
+        with torch.no_grad():
+            logits.append(engine.model.eval()(IDS).logits)
+        write(engine, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_weights", write_and_look)
+        loop.train_worker(config, support.LocalSession(Path(config.output) / "checkpoints"))
+    identity = identity_of(
+        config,
+        "train",
+        table="weights",
+        model=model_fingerprint(config.model),
+        tokenizer=tokenizer_fingerprint(load_tokenizer(config.model)),
+        input=input_fingerprint(read_manifest(Folder(config.input), table="scored")),
+    )
+    finish(Folder(config.output), Manifest(identity=identity, rows_in=11, rows_out=11, rows_rejected=0, seconds=1))
+    return logits[0]
+
+
+def exporting(train: TrainConfig, output: Path, **changes: Any) -> ExportConfig:
+    return ExportConfig(input=train.output, output=str(output), **changes)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
+def test_the_exported_model_gives_the_trained_logits(
+    lora: Any, tied: bool, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = support.save_model(tmp_path / "model", tied=tied)
+    config = support.train_config(model, scored, tmp_path / "trained", lora=lora)
+    expected = trained(config, monkeypatch)
+    result = export(exporting(config, tmp_path / "out"))
+    loaded = AutoModelForCausalLM.from_pretrained(result.output).eval()
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    untrained = AutoModelForCausalLM.from_pretrained(model)
+    assert (untrained(IDS).logits - expected).abs().max() > 0.01
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (model, result.output)]
+    assert tokenizer_fingerprint(tokenizers[0]) == tokenizer_fingerprint(tokenizers[1])
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
+    names = {path.name for path in Path(result.output).iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "manifest.json"} <= names
+    assert not any(name.startswith(".") or "adapter" in name for name in names)
+
+
+def test_the_type_of_the_weights_can_be_chosen(
+    model: str, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = support.train_config(model, scored, tmp_path / "trained", lora={})
+    expected = trained(config, monkeypatch)
+    result = export(exporting(config, tmp_path / "out", dtype="bfloat16"))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    loaded = AutoModelForCausalLM.from_pretrained(result.output, dtype=torch.float32)
+    torch.testing.assert_close(loaded(IDS).logits, expected, rtol=0.1, atol=0.1)
+
+
+def test_an_interrupted_export_is_redone(
+    model: str, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = support.train_config(model, scored, tmp_path / "trained", lora={})
+    expected = trained(config, monkeypatch)
+    to = exporting(config, tmp_path / "out")
+
+    def killed(*_: Any) -> None:
+        (tmp_path / "out" / "config.json").write_text("{")
+        save_file({"half": torch.zeros(1)}, tmp_path / "out" / "model.safetensors")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "save_model_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(to)
+    assert not export(to).reused
+    loaded = AutoModelForCausalLM.from_pretrained(to.output)
+    torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert export(to).reused
+
+
+def test_a_base_model_that_was_changed_is_refused(scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = support.save_model(tmp_path / "model")
+    config = support.train_config(model, scored, tmp_path / "trained", lora={})
+    trained(config, monkeypatch)
+    tensors = load_file(Path(model) / "model.safetensors")
+    save_file(
+        {name: tensor + 1 for name, tensor in tensors.items()}, Path(model) / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="not the model any more"):
+        export(exporting(config, tmp_path / "out"))
+
+
+def test_only_finished_trainings_are_exported(scored: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds scored"):
+        export(ExportConfig(input=scored, output=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="this machine"):
+        export(ExportConfig(input="s3://bucket/folder", output=str(tmp_path / "out")))
