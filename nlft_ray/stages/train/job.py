@@ -155,7 +155,7 @@ def _fit(config: TrainConfig, output: Folder, identity: Identity) -> None:
     resources = _worker_resources(config)
     trainer = _TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "cpus": resources["CPU"], "gpus": resources.get("GPU", 0)},
+        train_loop_config={"config": _absolute(config), "cpus": resources["CPU"], "gpus": resources.get("GPU", 0)},
         scaling_config=_ray_train.ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=resources.get("GPU", 0) > 0,
@@ -177,6 +177,20 @@ def _fit(config: TrainConfig, output: Folder, identity: Identity) -> None:
         raise _explained(error) from error
     if result.return_value:
         raise UserError(result.return_value["user_error"])
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths: Ray Train's workers run in a folder of their own."""
+    model = Path(config.model.path).expanduser()
+    model_path = str(model.absolute()) if model.is_dir() else config.model.path
+    source = config.input if "://" in config.input else Folder(config.input).path
+    return config.model_copy(
+        update={
+            "input": source,
+            "output": Folder(config.output).path,
+            "model": config.model.model_copy(update={"path": model_path}),
+        }
+    )
 
 
 def _worker_resources(config: TrainConfig) -> dict[str, float]:

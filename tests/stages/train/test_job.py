@@ -89,10 +89,15 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
         train(support.train_config(model, scored, output, **settings, learning_rate=0.02))
 
 
-def test_what_was_weighed_and_left_out_is_in_the_manifest(model: str, tmp_path: Path) -> None:
+def test_what_was_weighed_and_left_out_is_in_the_manifest(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paths are relative: workers must find them too."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(model)
     rows = [row | {"standard_ids": None} if number == 2 else row for number, row in enumerate(support.scored_rows())]
-    table = support.save_scored(tmp_path / "table", model, rows)
-    config = support.train_config(model, table, tmp_path / "out", policy="sft", epochs=1, max_reject_fraction=0.1)
+    support.save_scored(tmp_path / "table", model, rows)
+    config = support.train_config("model", "table", "out", policy="sft", epochs=1, max_reject_fraction=0.1)
     result = train(config)
     manifest = Manifest.model_validate_json((tmp_path / "out" / "manifest.json").read_text())
     assert manifest == result.manifest
