@@ -1,6 +1,7 @@
 """Fixtures for all tests: real data and models where they are at hand, one Ray cluster, tables to start from."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def ray_local() -> Iterator[None]:
     """One local Ray cluster for all tests that need one."""
     from nlft_ray import ray_runtime
 
+    # As in an activated environment: a submitted job's `python` is looked up by the cluster's processes.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     ray_runtime.connect(None)
     yield
     import ray

@@ -17,7 +17,7 @@ from nlft_ray.settings import load_config
 from nlft_ray.summary import show
 from tests.tables import read_table
 
-SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1"]
+SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1", "pool.max_workers=1"]
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ def test_all_judged_cut_responses(tmp_path: Path, shared: Path, tinystories: Pat
     main(["import", f"source={source}", "format=cut", f"output={judged}"])
     examples = read_table(judged)
     assert sum(row["verdict"] == INCORRECT for row in examples.values()) == 240
-    assert [row["reason"] for row in read_rejects(judged)] == ["judgment is $ERROR$: the judge had failed"] * 47
+    rejects = read_rejects(judged)
+    assert len(rejects) == 47
+    assert all(row["reason"].startswith("judgment is $ERROR$") for row in rejects)
     main(
         [
             "score",

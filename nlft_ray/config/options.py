@@ -184,6 +184,8 @@ class TrainOptions(Strict):
     """Low-rank adapters; null fine-tunes all parameters."""
     epochs: PositiveInt = 5
     """Passes over the table."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, if the epochs hold more."""
     learning_rate: PositiveFloat = 5e-5
     """Highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -13,7 +13,7 @@ from nlft_ray.models import load_tokenizer, max_length
 from nlft_ray.stages.train.engine import Engine, build_engine
 from nlft_ray.stages.train.examples import Example, Weighing
 from nlft_ray.stages.train.metrics import MetricsLog
-from nlft_ray.stages.train.order import Order, Split
+from nlft_ray.stages.train.order import Order, Split, order_of
 from nlft_ray.stages.train.session import Session
 from nlft_ray.stages.train.step import Stepper
 from nlft_ray.stages.train.weights import write_weights
@@ -29,7 +29,7 @@ def train_worker(config: TrainConfig, session: Session) -> None:
         UserError: the table, the model or the settings do not allow it; every worker raises the same.
     """
     examples, pad_id = _prepare(config)
-    order = Order(len(examples), config.batch_size, config.epochs, config.seed)
+    order = order_of(config, len(examples))
     split = Split(session.world_size, config.micro_batch_size_per_worker, min(config.batch_size, len(examples)))
     engine = build_engine(config, split.micro_steps)
     stepper = Stepper(engine, config, examples, order, split, pad_id)

@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from nlft_ray.config import TrainOptions
+
 
 @dataclass(frozen=True)
 class Order:
@@ -20,6 +22,7 @@ class Order:
     """Examples of one optimizer step, over all workers. An epoch's last step takes what is left."""
     epochs: int
     seed: int
+    max_steps: int | None = None
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -28,7 +31,8 @@ class Order:
     @cached_property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.steps_per_epoch * self.epochs
+        all_epochs = self.steps_per_epoch * self.epochs
+        return all_epochs if self.max_steps is None else min(all_epochs, self.max_steps)
 
     def epoch(self, step: int) -> int:
         """Epoch of a step; both count from 0."""
@@ -42,6 +46,11 @@ class Order:
         start = step % self.steps_per_epoch * self.batch_size
         permutation = _permutation(self.examples, self.seed, self.epoch(step))
         return [int(index) for index in permutation[start : start + self.batch_size]]
+
+
+def order_of(options: TrainOptions, examples: int) -> Order:
+    """The order that the options ask for."""
+    return Order(examples, options.batch_size, options.epochs, options.seed, options.max_steps)
 
 
 @dataclass(frozen=True)

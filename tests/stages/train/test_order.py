@@ -49,3 +49,10 @@ def test_the_number_of_workers_does_not_change_what_a_step_holds() -> None:
         split = Split(workers, 2, 7)
         dealt = [split.micro_batches(batch, worker) for worker in range(workers)]
         assert sorted(i for share in dealt for slots in share for i in slots if i is not None) == sorted(batch)
+
+
+def test_max_steps_stops_earlier_and_changes_no_step() -> None:
+    whole, cut = Order(10, 4, epochs=3, seed=1), Order(10, 4, epochs=3, seed=1, max_steps=5)
+    assert (whole.steps, cut.steps) == (9, 5)
+    assert [cut.batch(step) for step in range(5)] == [whole.batch(step) for step in range(5)]
+    assert Order(10, 4, epochs=1, seed=1, max_steps=50).steps == 3
