@@ -34,7 +34,7 @@ from nlft_ray.shards import REJECTED, rejects_table
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
 from nlft_ray.stages.train.examples import Weighing
 from nlft_ray.stages.train.metrics import read_metrics
-from nlft_ray.stages.train.order import Order
+from nlft_ray.stages.train.order import order_of
 from nlft_ray.stages.train.placement import largest_share, places
 from nlft_ray.stages.train.watch import Watch, note_failure
 from nlft_ray.storage import Folder
@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> StageResult:
         return StageResult(output=config.output, manifest=complete, reused=True)
     began, earlier = time.monotonic(), _seconds_of_steps(output)
     survey = _survey(config, source, output, identity, scored)
-    steps = Order(int(survey.counts["examples"]), config.batch_size, config.epochs, config.seed).steps
+    steps = order_of(config, int(survey.counts["examples"])).steps
     ray_runtime.connect(config.ray_address)
     with Watch(Path(output.path), steps):
         _fit(config, output, identity)

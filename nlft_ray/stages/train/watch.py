@@ -39,6 +39,8 @@ class Watch:
 
     def _run(self) -> None:
         done = len(read_metrics(self._output))
+        while len(read_metrics(self._output)) == done and not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
+            self._show_failures()  # workers are starting: that time says nothing about the time left
         with RowProgress("train", self._steps, done, unit="steps") as progress:
             last = False
             while not last:
