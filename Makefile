@@ -1,7 +1,7 @@
 # make quickstart   install into .venv and run the whole chain on the embedded sandbox
 # make test         install the test extras and run linter, type checker and tests
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 TORCH ?= torch==2.13.0
 
 .PHONY: quickstart test clean

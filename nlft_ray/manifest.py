@@ -70,7 +70,7 @@ class Manifest(BaseModel):
     tokens: int = 0
     """Tokens that went through the model."""
     seconds: float
-    """Wall-clock time of the work, over all starts that contributed."""
+    """Wall-clock time of the start that completed it; for a training, with the steps kept from earlier starts."""
     counts: dict[str, float] = {}
     """What the stage counted: verdicts, disputed rows, accuracy, …"""
 

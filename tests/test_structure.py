@@ -76,3 +76,22 @@ def test_only_the_command_line_knows_all_stages() -> None:
     knowing = {where(path) for path in FILES if "nlft_ray.stages.STAGES" in set(imported(path))}
     knowing |= {where(path) for path in FILES if "nlft_ray.stages" in set(imported(path))}
     assert knowing <= {"__init__.py", "cli.py", "chain.py"}
+
+
+TESTS = sorted((PACKAGE.parent / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_no_test_asserts_nothing(path: Path) -> None:
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
+            assert any(_checks(node) for node in ast.walk(function)), f"{path.name}: {function.name} checks nothing"
+
+
+def _checks(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assert):
+        return True
+    if not isinstance(node, ast.Call):
+        return False
+    called = ast.unparse(node.func)
+    return called == "pytest.raises" or "assert" in called or called.startswith(("check_", "_check"))
