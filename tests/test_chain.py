@@ -73,11 +73,13 @@ def test_the_summary_shows_the_table_a_coloured_example_and_paths(run_dir: Path)
 @pytest.mark.usefixtures("ray_local")
 def test_a_changed_setting_is_refused_by_name_and_a_later_stage_alone_is_redone(run_dir: Path) -> None:
     nlft_ray.run(small(run_dir))
-    with pytest.raises(UserError, match=r"config\.epochs: 1 → 2"):
-        nlft_ray.run(small(run_dir, "train.epochs=2"))
-    redone = nlft_ray.run(small(run_dir, "train.epochs=2", "overwrite=true"))
-    assert redone.scored.reused
-    assert not redone.outcomes[0].train.reused
+    with pytest.raises(UserError, match=r"config\.max_new_tokens: 64 → 32"):
+        nlft_ray.run(small(run_dir, "evaluate.max_new_tokens=32"))
+    redone = nlft_ray.run(small(run_dir, "evaluate.max_new_tokens=32", "overwrite=true")).outcomes[0]
+    assert redone.train.reused
+    assert redone.export.reused
+    assert redone.evaluate is not None
+    assert not redone.evaluate.reused
 
 
 def test_the_quickstart_prints_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
