@@ -136,8 +136,10 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
                 + "\n".join(f"  {change}" for change in changes)
                 + "\nChoose another output folder, or set overwrite=true to replace it."
             )
-        folder.remove()
-    elif folder.exists() and folder.files(""):
+        # The plan goes last: whoever dies in between leaves a folder that is incomplete, and ours.
+        folder.delete(MANIFEST)
+        folder.clear(keep=PLAN)
+    elif folder.entries():
         raise UserError(f"output: {folder} holds files that nlft-ray did not write. Choose an empty folder.")
     folder.write_text(PLAN, identity.model_dump_json(indent=2))
     return None

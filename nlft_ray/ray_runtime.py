@@ -13,13 +13,15 @@ from ray.exceptions import RayError
 
 from nlft_ray.config import PoolConfig, WithPool
 from nlft_ray.errors import UserError
-from nlft_ray.shards import Shard, ShardReport, Worker, work_shard
+from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, work_shard
 from nlft_ray.storage import Folder
 
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # actors are processes already; its threads would fight over cores
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
+
+_SHAPES_SHARDS = {"seed": 0, "responses_per_question": 1}  # settings that only some stages have, and their absence
 
 
 def connect(address: str | None) -> None:
@@ -139,8 +141,12 @@ class _ShardActor:
     def _result(self, shard: Shard) -> dict[str, Any]:
         if self._worker is None:
             return {"user_error": self._mistake}
-        seed = getattr(self._config, "seed", 0)
+        seed, draws = (getattr(self._config, name, default) for name, default in _SHAPES_SHARDS.items())
         try:
-            return {"report": asdict(work_shard(self._worker, self._source, self._output, shard, self._stage, seed))}
+            # Ray runs a task again whose result was lost with a node; the file is there all the same.
+            report = finished_shard(self._output, shard) or work_shard(
+                self._worker, self._source, self._output, shard, self._stage, seed, draws
+            )
         except UserError as error:
             return {"user_error": str(error)}
+        return {"report": asdict(report)}

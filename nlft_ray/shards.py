@@ -4,15 +4,17 @@ A shard is done when its file stands, whole, in the output's `data` folder. The 
 number, so work that is repeated after a crash replaces itself: no row is lost, none is there twice.
 """
 
+import errno
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from nlft_ray.audit import check_shard, digest, digests_of_ids
 from nlft_ray.errors import UserError
 from nlft_ray.schema import REJECTS
 from nlft_ray.storage import Folder
@@ -30,6 +32,8 @@ class Shard:
     file: str
     start: int
     stop: int
+    plan: str = ""
+    """Fingerprint of what is being made. A file made for another plan does not count as done."""
 
     @property
     def name(self) -> str:
@@ -72,6 +76,9 @@ class ShardReport:
     seconds: float
     counts: dict[str, float]
     set_aside_reasons: dict[str, int]
+    plan: str
+    ids: str
+    """Digest of the ids that were read."""
 
 
 class Worker(Protocol):
@@ -82,22 +89,33 @@ class Worker(Protocol):
     def __call__(self, table: pa.Table, seed: int) -> Worked: ...
 
 
-def plan_shards(source: Folder, rows_per_shard: int | None) -> list[Shard]:
-    """Cut every file of a table into ranges. The cut depends on the table alone, not on how many workers there are."""
+def plan_shards(source: Folder, rows_per_shard: int | None, plan: str = "") -> list[Shard]:
+    """Cut every file of a table into ranges. The cut depends on the table alone, not on how many workers there are.
+
+    Raises:
+        UserError: a file of the table cannot be read.
+    """
     data = source / DATA
-    rows = {name: data.open_parquet(name).metadata.num_rows for name in data.files(".parquet")}
+    rows = {name: _rows_of(data, name) for name in data.files(".parquet")}
     if rows_per_shard is None:
         even = -(-sum(rows.values()) // _SHARDS_AIMED_AT)
         rows_per_shard = min(max(even, _MIN_ROWS), _MAX_ROWS)
     shards: list[Shard] = []
     for file, count in rows.items():
         for start in range(0, count, rows_per_shard):
-            shards.append(Shard(len(shards), file, start, min(start + rows_per_shard, count)))
+            shards.append(Shard(len(shards), file, start, min(start + rows_per_shard, count), plan))
     return shards
 
 
-def read_shard(source: Folder, shard: Shard) -> pa.Table:
-    """The shard's rows, read from the row groups that hold them."""
+def _rows_of(data: Folder, name: str) -> int:
+    try:
+        return data.open_parquet(name).metadata.num_rows
+    except pa.ArrowInvalid as error:
+        raise UserError(f"input: {data / name} is no whole Parquet file ({error}). Make the table again.") from error
+
+
+def read_shard(source: Folder, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """The shard's rows, read from the row groups that hold them; all columns, or those named."""
     file = (source / DATA).open_parquet(shard.file)
     groups, offset, skipped = [], 0, None
     for group in range(file.num_row_groups):
@@ -106,7 +124,7 @@ def read_shard(source: Folder, shard: Shard) -> pa.Table:
             groups.append(group)
             skipped = offset if skipped is None else skipped
         offset += rows
-    return file.read_row_groups(groups).slice(shard.start - (skipped or 0), shard.stop - shard.start)
+    return file.read_row_groups(groups, columns=columns).slice(shard.start - (skipped or 0), shard.stop - shard.start)
 
 
 def read_rows(source: Folder, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
@@ -117,11 +135,32 @@ def read_rows(source: Folder, batch_size: int = 1024) -> Iterator[dict[str, Any]
             yield from batch.to_pylist()
 
 
-def work_shard(worker: Worker, source: Folder, output: Folder, shard: Shard, stage: str, seed: int) -> ShardReport:
-    """Read a shard, have it worked on, and commit what came out. Rejects are committed first: data means done."""
+def input_ids(source: Folder, shards: Sequence[Shard]) -> dict[int, str]:
+    """Digest of the ids of each shard, by its number.
+
+    Raises:
+        UserError: an id stands in more than one row.
+    """
+    return digests_of_ids(lambda: ((shard.number, _ids(read_shard(source, shard, ["id"]))) for shard in shards))
+
+
+def work_shard(
+    worker: Worker, source: Folder, output: Folder, shard: Shard, stage: str, seed: int, draws: int = 1
+) -> ShardReport:
+    """Read a shard, have it worked on, and commit what came out. Rejects are committed first: data means done.
+
+    `draws` is how many rows the worker makes of one.
+
+    Raises:
+        UserError: as the worker raises it; an id was lost or doubled; or the output cannot be written.
+    """
     began = time.monotonic()
     table = read_shard(source, shard)
     worked = _isolating(worker, table, hash_seed(seed, shard.number))
+    left_out = worked.rejects + worked.set_aside
+    ids = _ids(table)
+    rejects = rejects_table(stage, left_out)
+    check_shard(f"{stage}, {shard.name}", ids, _ids(worked.table) + _ids(rejects), draws)
     report = ShardReport(
         number=shard.number,
         rows_in=table.num_rows,
@@ -131,12 +170,19 @@ def work_shard(worker: Worker, source: Folder, output: Folder, shard: Shard, sta
         seconds=time.monotonic() - began,
         counts=worked.counts,
         set_aside_reasons=dict(Counter(reason.partition(":")[0] for _, reason in worked.set_aside)),
+        plan=shard.plan,
+        ids=digest(ids),
     )
-    left_out = worked.rejects + worked.set_aside
     if left_out:
-        (output / REJECTED).write_table(shard.name, rejects_table(stage, left_out))
+        (output / REJECTED).write_table(shard.name, rejects)
+    else:
+        (output / REJECTED).delete(shard.name)  # of an earlier try, which may have fared worse
     (output / DATA).write_table(shard.name, worked.table, {_FOOTER_KEY.decode(): json.dumps(asdict(report))})
     return report
+
+
+def _ids(table: pa.Table) -> list[str]:
+    return [id or "" for id in table["id"].to_pylist()]
 
 
 def _isolating(worker: Worker, table: pa.Table, seed: int) -> Worked:
@@ -145,12 +191,20 @@ def _isolating(worker: Worker, table: pa.Table, seed: int) -> Worked:
         return worker(table, seed)
     except UserError:
         raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full: {error}. Free space, and run the same command again.") from error
+        return _halved(worker, table, seed, error)
     except Exception as error:  # a row that makes the model raise must not cost its neighbours
-        if table.num_rows > 1:
-            middle = table.num_rows // 2
-            return _isolating(worker, table.slice(0, middle), seed) + _isolating(worker, table.slice(middle), seed)
-        reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
-        return Worked(worker.schema.empty_table(), [(table.to_pylist()[0], reason[:200])])
+        return _halved(worker, table, seed, error)
+
+
+def _halved(worker: Worker, table: pa.Table, seed: int, error: Exception) -> Worked:
+    if table.num_rows > 1:
+        middle = table.num_rows // 2
+        return _isolating(worker, table.slice(0, middle), seed) + _isolating(worker, table.slice(middle), seed)
+    reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    return Worked(worker.schema.empty_table(), [(table.to_pylist()[0], reason[:200])])
 
 
 def rejects_table(stage: str, rejects: list[tuple[Mapping[str, Any], str]]) -> pa.Table:
@@ -167,17 +221,41 @@ def rejects_table(stage: str, rejects: list[tuple[Mapping[str, Any], str]]) -> p
 
 
 def finished_shard(output: Folder, shard: Shard) -> ShardReport | None:
-    """The record of a shard that is done; None where its file is missing, cut short or not ours."""
-    data = output / DATA
-    if not data.has(shard.name):
-        return None
+    """The record of a shard that is done; None where a file of it is missing, cut short or not of this plan."""
     try:
-        metadata = data.open_parquet(shard.name).metadata
-        report = ShardReport(**json.loads(metadata.metadata[_FOOTER_KEY]))
+        metadata = _metadata(output / DATA, shard.name)
+        report = ShardReport(**json.loads(metadata.metadata[_FOOTER_KEY])) if metadata else None
+        rejected = _metadata(output / REJECTED, shard.name)
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
         return None
-    whole = report.rows_in == shard.stop - shard.start and report.rows_out == metadata.num_rows
+    if report is None:
+        return None
+    left_out = sum(report.reject_reasons.values()) + sum(report.set_aside_reasons.values())
+    whole = (
+        report.plan == shard.plan
+        and report.rows_in == shard.stop - shard.start
+        and report.rows_out == metadata.num_rows
+        and left_out == (rejected.num_rows if rejected else 0)
+    )
     return report if whole else None
+
+
+def _metadata(folder: Folder, name: str) -> Any:
+    return folder.open_parquet(name).metadata if folder.has(name) else None
+
+
+def remove_strays(output: Folder, shards: Sequence[Shard]) -> int:
+    """Delete what no shard of the plan accounts for: files of an earlier plan, and half a file of a killed process."""
+    planned = {shard.name for shard in shards}
+    strays = 0
+    for name in (DATA, REJECTED):
+        folder = output / name
+        folder.remove_unfinished()
+        for stray in set(folder.files(".parquet")) - planned:
+            folder.delete(stray)
+            strays += 1
+    output.remove_unfinished()
+    return strays
 
 
 def hash_seed(seed: int, number: int) -> int:

@@ -1,5 +1,7 @@
 """Folders on any filesystem that pyarrow or fsspec knows, and files that appear whole or not at all."""
 
+import errno
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +13,15 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from nlft_ray.errors import UserError
+
+_ROWS_PER_ROW_GROUP = 1024  # what a reader that streams holds at once
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
+_CANNOT_WRITE = {
+    errno.ENOSPC: "the disk is full. Free space",
+    errno.EDQUOT: "the disk quota is used up. Free space",
+    errno.EACCES: "writing there is not permitted. Choose another folder or change its permissions",
+    errno.EROFS: "the filesystem is read-only. Choose another folder",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,32 @@ class Folder:
         if self.exists():
             self.filesystem.delete_dir(self.path)
 
+    def entries(self) -> list[str]:
+        """Names of all files and folders directly in the folder, but for hidden ones."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        names = (info.base_name for info in self.filesystem.get_file_info(selector))
+        return sorted(name for name in names if not name.startswith("."))
+
+    def clear(self, *, keep: str) -> None:
+        """Delete everything in the folder but one file."""
+        for name in self.entries():
+            if name != keep and self.has(name):
+                self.delete(name)
+            elif name != keep:
+                (self / name).remove()
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.has(name):
+            self.filesystem.delete_file(f"{self.path}/{name}")
+
+    def remove_unfinished(self) -> None:
+        """Delete what a killed process had begun to write here."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if _UNFINISHED.fullmatch(info.base_name):
+                self.delete(info.base_name)
+
     def read_text(self, name: str) -> str:
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return stream.read().decode()
@@ -77,7 +114,9 @@ class Folder:
         """Write a Parquet file; `metadata` goes into its footer."""
         table = table.replace_schema_metadata(dict(metadata or {}))
         with self._committed(name) as path:
-            pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+            pq.write_table(
+                table, path, filesystem=self.filesystem, compression="zstd", row_group_size=_ROWS_PER_ROW_GROUP
+            )
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(f"{self.path}/{name}", filesystem=self.filesystem)
@@ -97,15 +136,27 @@ class _Commit:
         self._final = f"{folder.path}/{name}"
         local = isinstance(self._filesystem, pafs.LocalFileSystem)
         self._written = f"{folder.path}/.{name}.{uuid.uuid4().hex}" if local else self._final
-        self._filesystem.create_dir(folder.path, recursive=True)
 
     def __enter__(self) -> str:
+        try:
+            self._filesystem.create_dir(self._final.rpartition("/")[0], recursive=True)
+        except OSError as error:
+            self._explain(error)
+            raise
         return self._written
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._written == self._final:
-            return
-        if kind is None:
-            self._filesystem.move(self._written, self._final)
-        elif self._filesystem.get_file_info(self._written).type == pafs.FileType.File:
-            self._filesystem.delete_file(self._written)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if self._written != self._final:
+            if kind is None:
+                self._filesystem.move(self._written, self._final)
+            elif self._filesystem.get_file_info(self._written).type == pafs.FileType.File:
+                self._filesystem.delete_file(self._written)
+        self._explain(error)
+
+    def _explain(self, error: BaseException | None) -> None:
+        """Turn what a user can mend into a UserError."""
+        problem = _CANNOT_WRITE.get(error.errno or 0) if isinstance(error, OSError) else None
+        if problem:
+            raise UserError(
+                f"{self._final}: {problem}, and run the same command again: it continues where it stopped."
+            ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from nlft_ray import ray_runtime
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import (
+    MANIFEST,
     Identity,
     Manifest,
     StageResult,
@@ -19,9 +20,9 @@ from nlft_ray.manifest import (
     read_manifest,
 )
 from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from nlft_ray.progress import RowProgress
+from nlft_ray.progress import RowProgress, log
 from nlft_ray.prompts import prompts_fingerprint
-from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, plan_shards
+from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, input_ids, plan_shards, remove_strays
 from nlft_ray.storage import Folder
 
 
@@ -46,14 +47,18 @@ def run_table_stage(
     input_manifest = read_manifest(source, table=reads)
     identity = _identity(config, stage, writes, input_manifest, loads_model)
     complete = begin(output, identity, overwrite=config.overwrite)
-    if complete is not None:
-        return StageResult(output=config.output, manifest=complete, reused=True)
-    shards = plan_shards(source, config.pool.rows_per_shard)
+    shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = {shard.number: report for shard in shards if (report := finished_shard(output, shard))}
+    if complete is not None and len(reports) == len(shards):
+        return StageResult(output=config.output, manifest=complete, reused=True)
+    _reopen(output, shards)
+    ids = input_ids(source, shards)
+    reports = {number: report for number, report in reports.items() if report.ids == ids[number]}
     began = time.monotonic()
     _work(config, stage, worker, source, output, shards, reports)
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
-    _audit(shards, reports, input_manifest)
+    _audit(shards, reports, ids, input_manifest)
+    remove_strays(output, shards)
     check_rejects(config, stage, manifest, output)
     if summarise:
         manifest = manifest.model_copy(update={"counts": manifest.counts | summarise(manifest)})
@@ -105,8 +110,25 @@ def _work(
             progress.advance(report.rows_in, report.tokens)
 
 
-def _audit(shards: list[Shard], reports: dict[int, ShardReport], input_manifest: Manifest) -> None:
-    """Every input row was read exactly once."""
+def _reopen(output: Folder, shards: list[Shard]) -> None:
+    """Make a folder that is not whole one that does not claim to be, and rid it of what is not part of the plan."""
+    if output.has(MANIFEST):
+        log(f"{output}: files are missing or damaged; they are made again.")
+        output.delete(MANIFEST)
+    strays = remove_strays(output, shards)
+    if strays:
+        log(f"{output}: removed {strays} files of an earlier plan.")
+
+
+def _audit(shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str], input_manifest: Manifest) -> None:
+    """Every input id is in the output or among the rejects exactly once: each shard was checked where it was worked
+    on, so what is left is that the shards are all there, and were made of the input as it is.
+    """
+    changed = [shard.file for shard in shards if reports[shard.number].ids != ids[shard.number]]
+    if changed:
+        raise UserError(
+            f"input: {changed[0]} was changed while its rows were worked on. Run the same command again when it rests."
+        )
     read = sum(reports[shard.number].rows_in for shard in shards)
     if read != input_manifest.rows_out:
         raise UserError(
