@@ -1,8 +1,8 @@
 """Natural Language Fine-Tuning (arXiv 2412.20382), distributed on Ray.
 
 Each stage is a function of its configuration: `nlft_ray.score(ScoreConfig(input=…, output=…, model=…))`, and likewise
-`import_data`, `sample`, `judge`, `train`, `export`, `evaluate`; `nlft_ray.run(RunConfig(…))` chains them. A stage's
-code is imported when it is first named, so that `import nlft_ray` costs nothing.
+`import_data`, `sample`, `judge`, `train`, `export`, `evaluate`, `report`; `nlft_ray.run(RunConfig(…))` chains them.
+A stage's code is imported when it is first named, so that `import nlft_ray` costs nothing.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ _FUNCTIONS = {
     "train": "train",
     "export": "export",
     "evaluate": "evaluate",
+    "report": "report",
 }
 
 

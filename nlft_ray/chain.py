@@ -12,6 +12,7 @@ from nlft_ray.config import (
     ImportConfig,
     JudgeConfig,
     ModelConfig,
+    ReportConfig,
     RunConfig,
     SampleConfig,
     ScoreConfig,
@@ -40,6 +41,7 @@ class RunResult(Strict):
     scored: StageResult
     before: StageResult | None
     outcomes: list[PolicyOutcome]
+    report: StageResult
     seconds: float
 
 
@@ -58,12 +60,14 @@ def run(config: RunConfig) -> RunResult:
     test = chain.imported("test_questions", config.test_questions) if config.test_questions else None
     before = chain.evaluated("before", config.model, test)
     outcomes = [chain.policy(policy, scored, test) for policy in config.policies]
+    report = chain.stage("report", ReportConfig, config.report, "report", input=config.run_dir)
     return RunResult(
         config=config,
         examples=examples,
         scored=scored,
         before=before,
         outcomes=outcomes,
+        report=report,
         seconds=time.monotonic() - began,
     )
 

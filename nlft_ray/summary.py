@@ -116,6 +116,7 @@ def _paths(result: RunResult) -> Iterator[tuple[str, str]]:
         yield f"model {outcome.policy}", outcome.export.output
     if result.outcomes and result.outcomes[0].evaluate:
         yield "predictions", result.outcomes[0].evaluate.output
+    yield "report", result.report.output
 
 
 def show_example(view: SaliencyView, console: Console) -> None:

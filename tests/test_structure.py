@@ -32,7 +32,7 @@ def where(path: Path) -> str:
 
 
 def test_every_stage_is_found() -> None:
-    assert STAGES == ["evaluate", "export", "importing", "judge", "sample", "score", "train"]
+    assert STAGES == ["evaluate", "export", "importing", "judge", "report", "sample", "score", "train"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=where)

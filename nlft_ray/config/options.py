@@ -242,3 +242,12 @@ class ExportOptions(Strict):
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the exported weights; unset, the type they were trained in."""
+
+
+class ReportOptions(Strict):
+    """What the report shows."""
+
+    policy: PolicyConfig | None = None
+    """Policy that the saliency map opens with: a name, or name and numbers; unset, one that was trained, or nlft."""
+    max_examples: PositiveInt = 1000
+    """Examples in the saliency map, from the start of the table."""

@@ -10,6 +10,7 @@ from nlft_ray.config.options import (
     ImportOptions,
     JudgeOptions,
     PolicyConfig,
+    ReportOptions,
     SampleOptions,
     ScoreOptions,
     TrainOptions,
@@ -84,6 +85,19 @@ class ExportConfig(ExportOptions, StageConfig):
     """`nlft-ray export`: a training's output → a Hugging Face model folder."""
 
 
+class ReportConfig(ReportOptions):
+    """`nlft-ray report`: a run, or a scored folder → one HTML file."""
+
+    input: FolderPath
+    """Folder of a run, or of a scored table."""
+    output: FolderPath | None = None
+    """Folder to write report.html and report.md into, or the HTML file; unset, `report` in the input."""
+    compare: FolderPath | None = None
+    """Second scored folder (of another model or judge), shown beside the first where ids are the same."""
+    model: ModelConfig | None = None
+    """Model whose tokenizer reads the tables; unset, the one they were scored with."""
+
+
 class RunConfig(WithPool):
     """`nlft-ray run`: the whole chain from one file."""
 
@@ -107,6 +121,8 @@ class RunConfig(WithPool):
     """How accuracy is measured."""
     export: ExportOptions = ExportOptions()
     """How model folders are written."""
+    report: ReportOptions = ReportOptions()
+    """What the report shows."""
     overwrite: bool = False
     """Replace outputs that were made with another configuration, instead of refusing."""
     max_reject_fraction: Fraction = 0.05

@@ -16,6 +16,7 @@ class Stage:
     summary: str
     function: str  # module:function
     config: str  # class in nlft_ray.config
+    positional: str | None = None  # setting that a first word without a key is for
 
     def load_function(self) -> Callable[[Any], Any]:
         module, _, name = self.function.partition(":")
@@ -37,4 +38,10 @@ STAGES = {
     "train": Stage("scored → weights, fine-tuned by a policy", "nlft_ray.stages.train.job:train", "TrainConfig"),
     "export": Stage("weights → a Hugging Face model folder", "nlft_ray.stages.export.job:export", "ExportConfig"),
     "evaluate": Stage("test questions → accuracy", "nlft_ray.stages.evaluate.job:evaluate", "EvaluateConfig"),
+    "report": Stage(
+        "a run or a scored folder → one HTML file with its saliency map",
+        "nlft_ray.stages.report.job:report",
+        "ReportConfig",
+        positional="input",
+    ),
 }

@@ -1,0 +1,122 @@
+"""Line charts and interval bars as coordinates; the template draws them as inline SVG."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nlft_ray.stages.report.run_folder import StageRecord
+
+WIDTH, HEIGHT = 320.0, 120.0
+_CURVES = (
+    ("loss_likelihood", "Loss: raising tokens"),
+    ("loss_unlikelihood", "Loss: lowering tokens"),
+    ("gradient_norm", "Gradient norm"),
+    ("learning_rate", "Learning rate"),
+    ("weighted_tokens", "Weighted tokens a step"),
+)
+_POINTS_DRAWN = 400
+
+
+@dataclass(frozen=True)
+class Line:
+    """One policy's course."""
+
+    name: str
+    number: int
+    """Decides colour and dashes."""
+    points: str
+    """For an SVG polyline."""
+    last: str
+    """The last value, for reading."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A small line chart over optimizer steps."""
+
+    title: str
+    lines: list[Line]
+    ticks: list[tuple[float, str]]
+    """(y, label)"""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One bar: accuracy with its interval, in percent."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    correct: int
+    total: int
+
+
+def training_charts(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """A chart for each quantity that training records, with a line for each policy."""
+    charts = [_chart(key, title, metrics) for key, title in _CURVES]
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(key: str, title: str, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
+    series = {name: _finite(key, lines) for name, lines in metrics.items()}
+    values = [value for points in series.values() for _, value in points]
+    if not any(values):  # nothing was recorded, or all is zero: as for a policy that lowers nothing
+        return None
+    steps = max(step for points in series.values() for step, _ in points)
+    top = _round_up(max(values))
+    lines = [
+        Line(name, number, _points(points, steps, top), readable(points[-1][1]))
+        for number, (name, points) in enumerate(series.items())
+        if points
+    ]
+    ticks = [(HEIGHT * (1 - share), readable(top * share)) for share in (0.0, 0.5, 1.0)]
+    return Chart(title, lines, ticks, steps)
+
+
+def _finite(key: str, lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    found = [(line["step"], line.get(key)) for line in lines]
+    return [(step, float(value)) for step, value in found if value is not None and math.isfinite(value)]
+
+
+def _points(points: Sequence[tuple[int, float]], steps: int, top: float) -> str:
+    """Averages over equal stretches where there are more steps than the picture can show."""
+    stretch = -(-len(points) // _POINTS_DRAWN)
+    drawn = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        step, value = (sum(column) / len(part) for column in zip(*part, strict=True))
+        x = WIDTH * (step - 1) / max(steps - 1, 1)
+        drawn.append(f"{x:.1f},{HEIGHT * (1 - max(value, 0.0) / top):.1f}")
+    return " ".join(drawn)
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value * (1 - 1e-9))
+
+
+def readable(value: float) -> str:
+    """Three significant digits; powers of ten where the number is very small."""
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.2g}"
+
+
+def accuracies(evaluations: Sequence[StageRecord]) -> list[Accuracy]:
+    """The bars of all evaluations, the one before training first."""
+    return [
+        Accuracy(
+            name=record.name.rpartition("/")[2],
+            value=100 * record.manifest.counts["accuracy"],
+            low=100 * record.manifest.counts["accuracy_low"],
+            high=100 * record.manifest.counts["accuracy_high"],
+            correct=int(record.manifest.counts["correct"]),
+            total=record.manifest.rows_out,
+        )
+        for record in evaluations
+        if "accuracy" in record.manifest.counts
+    ]

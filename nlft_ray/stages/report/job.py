@@ -1,0 +1,118 @@
+"""The report runs in this process: it reads tables and writes one page."""
+
+import time
+from pathlib import PurePosixPath
+from typing import Any
+
+from nlft_ray.config import ModelConfig, ReportConfig
+from nlft_ray.core.policies import POLICIES, Policy
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import MANIFEST, Manifest, StageResult, finish, identity_of, input_fingerprint
+from nlft_ray.stages.report.markdown import summary
+from nlft_ray.stages.report.page import render
+from nlft_ray.stages.report.run_folder import Run, read_run
+from nlft_ray.stages.report.tokens import TokenSet, read_tokens
+from nlft_ray.storage import Folder
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def report(config: ReportConfig) -> StageResult:
+    """Write the report anew, also where one stands already. `output` of the result is the HTML file.
+
+    Raises:
+        UserError: the input holds no finished scored table, its tokenizer is missing, or the output is taken.
+    """
+    began = time.monotonic()
+    run = read_run(Folder(config.input))
+    folder, html = _place(config)
+    _check_free(folder)
+    tokenizer = _tokenizer(config, run)
+    sets = [_tokens("first", run, tokenizer, config.max_examples)]
+    if config.compare is not None:
+        other = read_run(Folder(config.compare))
+        _check_tokenizer(config, other, tokenizer)
+        ids = {example["id"] for example in sets[0].examples}
+        sets.append(_tokens("second", other, tokenizer, config.max_examples, ids))
+    folder.write_text(html, render(run, sets, _policy(config, run)))
+    folder.write_text(html.removesuffix(".html") + ".md", summary(run))
+    manifest = _manifest(config, run, sets, time.monotonic() - began)
+    if html == HTML:
+        finish(folder, manifest)
+    return StageResult(output=f"{folder}/{html}", manifest=manifest)
+
+
+def _place(config: ReportConfig) -> tuple[Folder, str]:
+    """Folder and file name of the page."""
+    output = config.output or f"{config.input.rstrip('/')}/report"
+    if output.endswith(".html"):
+        head, _, name = output.rpartition("/")
+        return Folder(head), name
+    return Folder(output), HTML
+
+
+def _check_free(folder: Folder) -> None:
+    """The page's record must not replace another stage's."""
+    if not folder.has(MANIFEST):
+        return
+    stage = Manifest.model_validate_json(folder.read_text(MANIFEST)).identity.stage
+    if stage != "report":
+        raise UserError(f"output: {folder} holds the output of stage '{stage}'. Choose another folder.")
+
+
+def _tokenizer(config: ReportConfig, run: Run) -> Any:
+    from nlft_ray.models import load_tokenizer
+
+    recorded = run.scored.manifest.identity.config.get("model")
+    if config.model is None and recorded is None:
+        raise UserError(f"model: {run.scored.folder} does not say which model it was scored with: set model.path.")
+    tokenizer = load_tokenizer(config.model or ModelConfig.model_validate(recorded))
+    _check_tokenizer(config, run, tokenizer)
+    return tokenizer
+
+
+def _check_tokenizer(config: ReportConfig, run: Run, tokenizer: Any) -> None:
+    from nlft_ray.models import tokenizer_fingerprint
+
+    recorded, found = run.scored.manifest.identity.tokenizer, tokenizer_fingerprint(tokenizer)
+    if recorded not in (None, found):
+        raise UserError(
+            f"input: {run.scored.folder} holds ids of another tokenizer (tokenizer: {recorded} there, {found} in the "
+            "model). Set model.path to the model that it was scored with."
+        )
+
+
+def _tokens(fallback: str, run: Run, tokenizer: Any, limit: int, only: set[str] | None = None) -> TokenSet:
+    return read_tokens(_set_name(run) or fallback, run.scored.folder, run.examples(), tokenizer, limit, only)
+
+
+def _set_name(run: Run) -> str:
+    """The last two names of the path, which tell two scored folders apart."""
+    return "/".join(PurePosixPath(run.scored.folder.path).parts[-2:])
+
+
+def _policy(config: ReportConfig, run: Run) -> Policy:
+    """The setting's; else that of the run's first training; else the default one."""
+    if config.policy is not None:
+        return config.policy
+    trained = [record.manifest.identity.config["policy"] for record in run.of_stage("train")]
+    if not trained:
+        return POLICIES["nlft"]()
+    by_name = {values["name"]: values for values in trained}
+    values = by_name.get("nlft", trained[0])
+    return POLICIES[values["name"]](**values)
+
+
+def _manifest(config: ReportConfig, run: Run, sets: list[TokenSet], seconds: float) -> Manifest:
+    scored, shown = run.scored.manifest, len(sets[0].examples)
+    left_out = scored.rows_out - shown
+    return Manifest(
+        identity=identity_of(config, "report", tokenizer=scored.identity.tokenizer, input=input_fingerprint(scored)),
+        rows_in=scored.rows_out,
+        rows_out=shown,
+        rows_rejected=0,
+        rows_set_aside=left_out,
+        set_aside_reasons={"beyond max_examples": left_out} if left_out else {},
+        seconds=seconds,
+        counts={"tokens": float(sum(len(example["tokens"]) for example in sets[0].examples))},
+    )

@@ -1,0 +1,79 @@
+"""The page: template, styles, scripts and data as one HTML text that loads nothing and runs only its own script."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from nlft_ray import __version__
+from nlft_ray.core.policies import Policy
+from nlft_ray.stages.report.charts import accuracies, training_charts
+from nlft_ray.stages.report.policy_form import policies_for_page, values_of
+from nlft_ray.stages.report.run_folder import Run
+from nlft_ray.stages.report.tokens import TokenSet
+
+_SCRIPTS = ("policies.js", "data.js", "dom.js", "reasons.js", "tokens.js", "panel.js", "list.js", "report.js")
+_CHANGES_SHOWN = 10
+# What could end the script element, open a comment in it, or break a line in older JavaScript.
+_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def render(run: Run, sets: Sequence[TokenSet], policy: Policy) -> str:
+    """The whole page."""
+    script, css = "\n".join(_asset(name) for name in _SCRIPTS), _asset("report.css")
+    shown = len(sets[0].examples)
+    return _template().render(
+        run=run,
+        is_run=len(run.stages) > 1,
+        accuracies=accuracies(run.of_stage("evaluate")),
+        charts=training_charts(run.metrics),
+        changes_shown=_CHANGES_SHOWN,
+        configurations={
+            record.name: yaml.safe_dump(record.manifest.identity.config, sort_keys=False, allow_unicode=True)
+            for record in run.stages
+        },
+        examples_shown=shown,
+        examples_left_out=run.scored.manifest.rows_out - shown,
+        version=__version__,
+        css=Markup(css),
+        script=Markup(script),
+        data=json_for_script(
+            {
+                "policies": policies_for_page(),
+                "policy": values_of(policy),
+                "sets": [one.for_page() for one in sets],
+            }
+        ),
+        content_security_policy=(
+            f"default-src 'none'; script-src {_source(script)}; style-src {_source(css)}; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+    )
+
+
+def json_for_script(value: Any) -> Markup:
+    """JSON that may stand inside a script element, whatever text is in it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.translate(_ESCAPES))
+
+
+def _source(text: str) -> str:
+    """The hash by which a content security policy allows an inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_asset("template.html.jinja"))

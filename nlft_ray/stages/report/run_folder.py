@@ -1,0 +1,164 @@
+"""What lies in a run folder: stages, trainings, accuracies. A scored folder alone is a run of one stage."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from nlft_ray.errors import UserError
+from nlft_ray.manifest import MANIFEST, Manifest, input_fingerprint, read_manifest
+from nlft_ray.shards import read_rows
+from nlft_ray.storage import Folder
+
+_ORDER = ("import", "sample", "judge", "score", "train", "export", "evaluate")
+_BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage's folder, and its manifest."""
+
+    name: str
+    """Path of the folder within the run."""
+    folder: Folder
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Change:
+    """A test question whose answers before and after training are worth a look."""
+
+    question: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What training under one policy did to the test questions."""
+
+    policy: str
+    kinds: dict[str, list[Change]]
+    """`fixed`, `broken` and `still wrong`, in the order of the table."""
+    unchanged: int
+    """Right before and after."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a report tells, beside the tokens."""
+
+    name: str
+    scored: StageRecord
+    stages: list[StageRecord]
+    metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Policy → a line for each optimizer step."""
+    changes: list[Changes] = field(default_factory=list)
+
+    def of_stage(self, stage: str) -> list[StageRecord]:
+        return [record for record in self.stages if record.manifest.identity.stage == stage]
+
+    def examples(self) -> Folder | None:
+        """The table that was scored: the folder whose fingerprint the scored one names."""
+        wanted = self.scored.manifest.identity.input
+        for record in [*self.stages, *_records(_parent(self.scored.folder))]:
+            if record.manifest.identity.table == "examples" and input_fingerprint(record.manifest) == wanted:
+                return record.folder
+        return None
+
+
+def read_run(folder: Folder) -> Run:
+    """Read a run folder, or a scored folder.
+
+    Raises:
+        UserError: there is no finished scored table.
+    """
+    name = folder.path.rpartition("/")[2]
+    if folder.has(MANIFEST):
+        scored = StageRecord(name, folder, read_manifest(folder, table="scored"))
+        return Run(name=name, scored=scored, stages=[scored])
+    records = sorted(_records(folder), key=_in_order)
+    scored_records = [record for record in records if record.manifest.identity.table == "scored"]
+    if len(scored_records) != 1:
+        what = "none" if not scored_records else ", ".join(record.name for record in scored_records)
+        raise UserError(
+            f"input: {folder} must be a scored folder, or a run with one in it; finished scored folders found: {what}."
+        )
+    return Run(
+        name=name,
+        scored=scored_records[0],
+        stages=records,
+        metrics={
+            _leaf(record): lines
+            for record in records
+            if record.manifest.identity.stage == "train" and (lines := _metrics(record.folder))
+        },
+        changes=list(_changes(records)),
+    )
+
+
+def _records(folder: Folder) -> Iterator[StageRecord]:
+    """Finished stages in the folders of a folder, and one level below."""
+    for path in _folders(folder):
+        if path.has(MANIFEST):
+            yield from _record(folder, path)
+        else:
+            for inner in _folders(path):
+                yield from _record(folder, inner)
+
+
+def _record(run: Folder, folder: Folder) -> Iterator[StageRecord]:
+    if folder.has(MANIFEST):
+        manifest = Manifest.model_validate_json(folder.read_text(MANIFEST))
+        if manifest.identity.stage in _ORDER:
+            yield StageRecord(folder.uri.removeprefix(f"{run.uri.rstrip('/')}/"), folder, manifest)
+
+
+def _folders(folder: Folder) -> list[Folder]:
+    found = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
+    names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _parent(folder: Folder) -> Folder:
+    return Folder(folder.uri.rstrip("/").rpartition("/")[0])
+
+
+def _leaf(record: StageRecord) -> str:
+    return record.name.rpartition("/")[2]
+
+
+def _in_order(record: StageRecord) -> tuple[int, bool, str]:
+    stage = record.manifest.identity.stage
+    return _ORDER.index(stage), _leaf(record) != _BEFORE, record.name
+
+
+def _metrics(folder: Folder) -> list[dict[str, Any]]:
+    """The lines that train wrote; the last may be in the writing."""
+    if not folder.has("metrics.jsonl"):
+        return []
+    *whole, _ = folder.read_text("metrics.jsonl").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def _changes(records: list[StageRecord]) -> Iterator[Changes]:
+    evaluated = {_leaf(record): record for record in records if record.manifest.identity.stage == "evaluate"}
+    before = evaluated.pop(_BEFORE, None)
+    if before is None:
+        return
+    earlier = {row["id"]: row for row in read_rows(before.folder)}
+    for policy, record in evaluated.items():
+        kinds: dict[str, list[Change]] = {"fixed": [], "broken": [], "still wrong": []}
+        unchanged = 0
+        for row in read_rows(record.folder):
+            old = earlier.get(row["id"])
+            if old is None:
+                continue
+            if old["correct"] and row["correct"]:
+                unchanged += 1
+                continue
+            kind = "fixed" if row["correct"] else "broken" if old["correct"] else "still wrong"
+            kinds[kind].append(Change(row["question"], old["completion"], row["completion"]))
+        yield Changes(policy, kinds, unchanged)

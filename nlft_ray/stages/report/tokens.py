@@ -1,0 +1,147 @@
+"""A scored table as the page holds it: each example's texts in JSON, the facts of all tokens in packed columns.
+
+The page computes weights itself, so the facts must reach it exactly: float32 as they stand in the table, never
+rounded to decimals. A column is the bytes of all examples' values, one after the other, regrouped (all first bytes,
+then all second bytes, …: exponents repeat, mantissas do not), deflated and written in base64.
+"""
+
+import base64
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nlft_ray.errors import UserError
+from nlft_ray.saliency_view import token_texts
+from nlft_ray.schema import CORRECT
+from nlft_ray.scored import facts_of
+from nlft_ray.shards import read_rows
+from nlft_ray.storage import Folder
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_NOTHING = -1  # in the column `top`: no token
+_TEXTS = ("instruction", "question", "standard_answer", "judgment", "response")
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """One scored folder, ready for the page."""
+
+    name: str
+    window: int
+    """K: `hidden_cos` holds so many cosines for each token."""
+    examples: list[dict[str, Any]]
+    """Texts of each example, and its `tokens`: the characters that each adds."""
+    top_texts: list[str]
+    """The texts that the column `top` counts through."""
+    columns: dict[str, str]
+    """Packed columns over all examples' tokens; zero where an example lacks the fact."""
+
+    def for_page(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "window": self.window,
+            "examples": self.examples,
+            "top_texts": self.top_texts,
+            "columns": self.columns,
+        }
+
+
+def read_tokens(
+    name: str, scored: Folder, examples: Folder | None, tokenizer: Any, limit: int, only: set[str] | None = None
+) -> TokenSet:
+    """Read up to `limit` rows of a scored folder; `examples` gives the texts, without it the prompt stands for them.
+
+    With `only`, rows of other ids are left out.
+
+    Raises:
+        UserError: the rows hold different numbers of cosines, so they were not scored in one go.
+    """
+    rows = [*islice((row for row in read_rows(scored) if only is None or row["id"] in only), limit)]
+    texts = _texts_by_id(examples, {row["id"] for row in rows})
+    windows = {len(row["hidden_cos"]) // len(row["logp_base"]) for row in rows}
+    if len(windows) > 1:
+        raise UserError(f"input: {scored} holds rows with different hidden_window: {sorted(windows)}.")
+    top_ids = sorted({token for row in rows for token in row["top_standard"] or []})
+    index = {token: number for number, token in enumerate(top_ids)}
+    return TokenSet(
+        name=name,
+        window=windows.pop() if windows else 0,
+        examples=[_example(row, texts.get(row["id"]), tokenizer) for row in rows],
+        top_texts=[tokenizer.decode([token]) for token in top_ids],
+        columns={column: pack(values) for column, values in _columns(rows, index)},
+    )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], index: Mapping[int, int]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    facts = [facts_of(row) for row in rows]
+    for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm"):
+        yield name, _joined([_or_zeros(getattr(fact, name), fact.n) for fact in facts])
+    yield "hidden_cos", _joined([fact.hidden_cos.ravel() for fact in facts])
+    # Correct responses are weighed by p_standard in float32, and exp in float32 differs between libraries in the
+    # last bit, which the fifth power of the scoring weight magnifies: so the page gets what Python computed.
+    yield "p_standard", _joined([_or_zeros(fact.p_standard if fact.correct else None, fact.n) for fact in facts])
+    yield "top_logp_standard", _joined([_or_zeros(row["top_logp_standard"], len(row["logp_base"])) for row in rows])
+    tops = [
+        [index[token] for token in row["top_standard"]] if row["top_standard"] else [_NOTHING] * len(row["logp_base"])
+        for row in rows
+    ]
+    yield "top", np.asarray([number for top in tops for number in top], dtype="<i4")
+
+
+def _joined(parts: list[Any]) -> npt.NDArray[np.float32]:
+    return np.concatenate([np.asarray(part, dtype="<f4") for part in parts] or [np.zeros(0, dtype="<f4")])
+
+
+def _or_zeros(values: Any, n: int) -> Any:
+    return np.zeros(n, dtype=np.float32) if values is None else values
+
+
+def pack(values: npt.NDArray[Any]) -> str:
+    """A column of 4-byte numbers as text."""
+    regrouped = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 4).T.tobytes()
+    return base64.b64encode(zlib.compress(regrouped, 6)).decode()
+
+
+def _example(row: Mapping[str, Any], texts: Mapping[str, Any] | None, tokenizer: Any) -> dict[str, Any]:
+    start = row["response_start"]
+    if texts is None:
+        texts = {"question": tokenizer.decode(row["input_ids"][:start])}
+    return {
+        "id": row["id"],
+        "correct": row["verdict"] == CORRECT,
+        "standard": row["logp_standard"] is not None,
+        "instruction": texts.get("instruction") or "",
+        "question": texts["question"],
+        "standard_answer": texts.get("standard_answer"),
+        "judgment": texts.get("judgment"),
+        "tokens": response_texts(tokenizer, row["input_ids"][start:]),
+    }
+
+
+def _texts_by_id(examples: Folder | None, ids: set[str]) -> dict[str, dict[str, Any]]:
+    if examples is None:
+        return {}
+    return {row["id"]: {name: row[name] for name in _TEXTS} for row in read_rows(examples) if row["id"] in ids}
+
+
+def response_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """As `token_texts`, in time linear in the number of tokens where the tokenizer allows it.
+
+    Only the tokens since the last complete character are decoded anew, after one complete piece of context, since
+    the first token of a text may lose its space.
+    """
+    texts: list[str] = []
+    context = complete = 0  # texts[context:complete] is the piece before, texts[complete:] what is not shown yet
+    for end in range(1, len(ids) + 1):
+        before, after = tokenizer.decode(ids[context:complete]), tokenizer.decode(ids[context:end])
+        if after.endswith(_REPLACEMENT) and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(after[len(before) :])
+        context, complete = complete, end
+    return texts if "".join(texts) == tokenizer.decode(ids) else token_texts(tokenizer, ids)

@@ -1,0 +1,8 @@
+"""`nlft-ray report` on a cluster: ray job submit --working-dir . -- python pipelines/report.py --config FILE …"""
+
+import sys
+
+from nlft_ray.cli import main
+
+if __name__ == "__main__":
+    main(["report", *sys.argv[1:]])
