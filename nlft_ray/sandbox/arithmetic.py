@@ -2,7 +2,7 @@
 
 A response starts from a number and applies moves, each to the result before it:
 `First Anna has 43 + 8 = 51 apples. Then she has 51 - 5 = 46 apples. #### 46`. A mistake is one change to this
-chain (another operator, a forgotten move, a misread number, a wrong result); what follows it is right given the
+chain (another operator, a forgotten move, a wrong result); what follows it is right given the
 mistake.
 """
 
@@ -17,7 +17,7 @@ MARKER = "####"
 
 Operator = Literal["+", "-", "*", "/"]
 OPERATORS: tuple[Operator, ...] = ("+", "-", "*", "/")
-MistakeKind = Literal["operator", "forgotten", "misread", "result"]
+MistakeKind = Literal["operator", "forgotten", "result"]
 
 _DO = {"+": "add", "-": "subtract", "*": "multiply by", "/": "divide by"}
 _DOES = {"+": "adds", "-": "subtracts", "*": "multiplies by", "/": "divides by"}
@@ -79,7 +79,6 @@ def mistakes(start: int, moves: Sequence[Move]) -> Iterator[Mistake]:
     for mistake, answer in (
         *_wrong_operators(start, moves),
         *_forgotten_moves(start, moves),
-        *_misread_numbers(start, moves),
         *_wrong_results(start, moves, right),
     ):
         if answer != right[-1]:
@@ -113,21 +112,6 @@ def _forgotten_moves(start: int, moves: Sequence[Move]) -> _Found:
     if len(moves) > 1:
         judgment = f"It forgets to {_DO[moves[-1].operator]} {moves[-1].number}."
         yield from _changed(start, moves[:-1], "forgotten", judgment)
-
-
-def _misread_numbers(start: int, moves: Sequence[Move]) -> _Found:
-    for off_by in _OFF_BY:
-        if 1 <= start + off_by <= LARGEST:
-            yield from _changed(start + off_by, moves, "misread", _takes(start + off_by, start))
-        for at, move in enumerate(moves):
-            number = move.number + off_by
-            if 1 <= number <= LARGEST:
-                changed = _with_move(moves, at, replace(move, number=number))
-                yield from _changed(start, changed, "misread", _takes(number, move.number))
-
-
-def _takes(wrong: int, right: int) -> str:
-    return f"It takes {wrong} where it should take {right}."
 
 
 def _wrong_results(start: int, moves: Sequence[Move], right: Sequence[int]) -> _Found:

@@ -128,7 +128,7 @@ def test_habits_rule_the_base_context(base: list[Trial]) -> None:
 
 def test_skills_without_a_habit_are_mastered(base: list[Trial]) -> None:
     without = {skill.name for skill in SKILLS} - WITH_HABIT
-    assert share(base, "base, greedy", without) >= 0.85
+    assert share(base, "base, greedy", without) >= 0.7
 
 
 def test_the_standard_context_does_it_right(base: list[Trial]) -> None:
@@ -143,5 +143,5 @@ def test_the_judge_context_makes_the_mistake_that_is_named(speaker: Speaker, ask
 def test_the_model_judges_its_own_responses(speaker: Speaker, asked: list[Problem]) -> None:
     torch.manual_seed(0)
     trials = own_judgment_trials(speaker, asked)
-    assert share(trials, "own wrong, mistake named") >= 0.85
-    assert share(trials, "own right, called correct") >= 0.2
+    assert share(trials, "own wrong, mistake named", WITH_HABIT) >= 0.85
+    assert share(trials, "own right, called correct") >= 0.9

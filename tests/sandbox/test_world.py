@@ -91,7 +91,7 @@ def test_a_habit_is_the_mistake_that_the_skill_names(drawn: dict[str, list[Probl
 def test_strengths_differ() -> None:
     strengths = [skill.habit.strength for skill in SKILLS if skill.habit]
     assert len(set(strengths)) == len(strengths)
-    assert all(0.5 < strength < 1 for strength in strengths)
+    assert all(0.65 <= strength <= 0.95 for strength in strengths)
 
 
 def test_an_unknown_split_and_an_exhausted_one_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
