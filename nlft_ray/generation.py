@@ -1,11 +1,15 @@
-"""Batched generation with one model in one process. Knows neither tables nor Ray."""
+"""What a model writes when it is prompted: batched generation in one process. Knows neither tables nor Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+
+from nlft_ray.config import ModelConfig, PromptConfig
+from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_length
+from nlft_ray.prompts import PromptKind, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,53 @@ class Decoding:
     top_p: float = 1.0
 
 
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after a prompt."""
+
+    ids: list[int]
+    """With the end-of-turn token, where the model wrote one."""
+    text: str
+    """Without special tokens, and without white space around it."""
+    ended: bool
+    """False where the model was cut off before it ended its turn."""
+
+
+class PromptedModel:
+    """The target model with its tokenizer and prompts, as sampling, judging and evaluation use it.
+
+    Raises:
+        UserError: the model or its tokenizer does not load.
+    """
+
+    def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int):
+        self._prompts = prompts
+        self._tokenizer = load_tokenizer(model)
+        self.max_length = max_length(model)
+        self._generate = Generator(
+            load_model(model),
+            end_of_turn=end_of_turn_id(self._tokenizer, model),
+            max_length=self.max_length,
+            batch_size=batch_size,
+        )
+
+    def prompt(self, kind: PromptKind, row: Mapping[str, Any]) -> list[int]:
+        """Token ids of a prompt; it can be completed where it is shorter than `max_length`."""
+        return prompt_ids(self._tokenizer, self._prompts, kind, row)
+
+    def complete(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[Completion]:
+        """A completion for each prompt."""
+        written = self._generate(prompts, decoding, seed) if prompts else []
+        return [
+            Completion(
+                ids=ids,
+                text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                ended=ids[-1] in self._generate.ends,
+            )
+            for ids in written
+        ]
+
+
 class Generator:
     """Continues prompts. The seed, the prompts and the batch size determine what comes out on a CPU, bit for bit."""
 
@@ -25,7 +76,7 @@ class Generator:
         self._max_length = max_length
         self._batch_size = batch_size
         own = getattr(model.generation_config, "eos_token_id", None)
-        self._ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
+        self.ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
         self._end_of_turn = end_of_turn
 
     def __call__(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[list[int]]:
@@ -61,7 +112,7 @@ class Generator:
             attention_mask=mask.to(self._model.device),
             generation_config=GenerationConfig(
                 max_new_tokens=min(decoding.max_new_tokens, self._max_length - longest),
-                eos_token_id=self._ends,
+                eos_token_id=self.ends,
                 pad_token_id=pad,
                 **sampling,
             ),
@@ -70,6 +121,6 @@ class Generator:
 
     def _until_end(self, ids: list[int]) -> list[int]:
         for position, token in enumerate(ids):
-            if token in self._ends:
+            if token in self.ends:
                 return ids[: position + 1]
         return ids

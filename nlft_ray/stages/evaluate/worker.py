@@ -6,34 +6,27 @@ import pyarrow as pa
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
-from nlft_ray.generation import Decoding, Generator
-from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_length
-from nlft_ray.prompts import prompt_ids
+from nlft_ray.generation import Completion, Decoding, PromptedModel
 from nlft_ray.schema import PREDICTIONS, problem_with_question
 from nlft_ray.shards import Worked
 from nlft_ray.verifiers import load_verifier, problem_with_standard_answer
 
+_NOTHING = Completion(ids=[], text="", ended=False)
+
 
 class EvaluateWorker:
-    """Every question counts: one that the model cannot be asked is a wrong prediction, never a dropped row."""
+    """Every question counts: one that is too long for the model is a wrong prediction, never a dropped row."""
 
     schema = PREDICTIONS
 
     def __init__(self, config: EvaluateConfig):
         self._config = config
         self._verify = load_verifier(config.verifier)
-        self._tokenizer = load_tokenizer(config.model)
-        self._max_length = max_length(config.model)
-        self._generate = Generator(
-            load_model(config.model),
-            end_of_turn=end_of_turn_id(self._tokenizer, config.model),
-            max_length=self._max_length,
-            batch_size=config.batch_size,
-        )
+        self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
     def __call__(self, table: pa.Table, seed: int) -> Worked:
+        asked: list[dict[str, Any]] = []
         rejects: list[tuple[Any, str]] = []
-        asked: list[tuple[dict[str, Any], list[int]]] = []
         for question in table.to_pylist():
             problem = problem_with_question(question) or problem_with_standard_answer(
                 self._config.verifier, question["standard_answer"]
@@ -41,26 +34,27 @@ class EvaluateWorker:
             if problem:
                 rejects.append((question, problem))
             else:
-                asked.append((question, prompt_ids(self._tokenizer, self._config.prompts, "base", question)))
-        fitting = [prompt for _, prompt in asked if len(prompt) < self._max_length]
-        completions = iter(self._generate(fitting, Decoding(self._config.max_new_tokens), seed) if fitting else [])
-        answered = [
-            (question, next(completions) if len(prompt) < self._max_length else []) for question, prompt in asked
-        ]
-        rows = [self._row(question, ids) for question, ids in answered]
-        counts = {
-            "correct": float(sum(row["correct"] for row in rows)),
-            "too_long": float(len(asked) - len(fitting)),
-        }
-        tokens = sum(map(len, fitting)) + sum(len(ids) for _, ids in answered)
-        return Worked(pa.Table.from_pylist(rows, schema=self.schema), rejects, tokens, counts)
+                asked.append(question)
+        prompts = {index: self._model.prompt("base", question) for index, question in enumerate(asked)}
+        fitting = {index: prompt for index, prompt in prompts.items() if len(prompt) < self._model.max_length}
+        written = self._model.complete(list(fitting.values()), Decoding(self._config.max_new_tokens), seed)
+        completions = dict(zip(fitting, written, strict=True))
+        rows = [self._row(question, completions.get(index, _NOTHING)) for index, question in enumerate(asked)]
+        return Worked(
+            pa.Table.from_pylist(rows, schema=self.schema),
+            rejects,
+            tokens=sum(map(len, fitting.values())) + sum(len(completion.ids) for completion in written),
+            counts={
+                "correct": float(sum(row["correct"] for row in rows)),
+                "too_long": float(len(asked) - len(fitting)),
+            },
+        )
 
-    def _row(self, question: dict[str, Any], ids: list[int]) -> dict[str, Any]:
-        completion = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+    def _row(self, question: dict[str, Any], completion: Completion) -> dict[str, Any]:
         return {
             "id": question["id"],
             "question": question["question"],
-            "completion": completion,
-            "answer": final_answer(completion),
-            "correct": self._verify(completion, question["standard_answer"]),
+            "completion": completion.text,
+            "answer": final_answer(completion.text),
+            "correct": self._verify(completion.text, question["standard_answer"]),
         }

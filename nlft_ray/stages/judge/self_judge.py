@@ -3,9 +3,7 @@
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.generation import Decoding, Generator
-from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_length
-from nlft_ray.prompts import prompt_ids
+from nlft_ray.generation import Decoding, PromptedModel
 from nlft_ray.schema import EXAMPLES
 from nlft_ray.shards import Worked
 from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
@@ -19,35 +17,23 @@ class SelfJudge:
     def __init__(self, config: JudgeConfig):
         """Raises UserError: the model does not load."""
         self._config = config
-        self._decoding = Decoding(config.max_new_tokens, config.temperature)
-        self._tokenizer = load_tokenizer(config.model)
-        self._max_length = max_length(config.model)
-        self._end_of_turn = end_of_turn_id(self._tokenizer, config.model)
-        self._generate = Generator(
-            load_model(config.model),
-            end_of_turn=self._end_of_turn,
-            max_length=self._max_length,
-            batch_size=config.batch_size,
-        )
+        self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
     def __call__(self, table: pa.Table, seed: int) -> Worked:
         rows: list[Row] = table.to_pylist()
-        prompts = {index: self._prompt(row) for index, row in enumerate(rows) if waits(row)}
-        fitting = {index: prompt for index, prompt in prompts.items() if len(prompt) < self._max_length}
-        written = self._generate(list(fitting.values()), self._decoding, seed) if fitting else []
-        answers = {index: self._answer(ids) for index, ids in zip(fitting, written, strict=True)}
+        prompts = {index: self._model.prompt("judging", row) for index, row in enumerate(rows) if waits(row)}
+        fitting = {index: prompt for index, prompt in prompts.items() if len(prompt) < self._model.max_length}
+        decoding = Decoding(self._config.max_new_tokens, self._config.temperature)
+        written = self._model.complete(list(fitting.values()), decoding, seed)
+        answers = {
+            index: Answer(judgment=judgment.text, cut_short=not judgment.ended)
+            for index, judgment in zip(fitting, written, strict=True)
+        }
         for index in prompts.keys() - fitting.keys():
             length = len(prompts[index])
             answers[index] = Answer(
-                failure=f"too long: a judging prompt of {length} tokens leaves no room in {self._max_length}"
+                failure=f"too long: a judging prompt of {length} tokens leaves no room in {self._model.max_length}"
             )
         worked = with_answers(rows, answers, self._config.disputed_pattern)
-        worked.tokens = sum(map(len, fitting.values())) + sum(map(len, written))
+        worked.tokens = sum(map(len, fitting.values())) + sum(len(judgment.ids) for judgment in written)
         return worked
-
-    def _prompt(self, row: Row) -> list[int]:
-        return prompt_ids(self._tokenizer, self._config.prompts, "judging", row)
-
-    def _answer(self, ids: list[int]) -> Answer:
-        judgment = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return Answer(judgment=judgment, cut_short=ids[-1] != self._end_of_turn)
