@@ -2,6 +2,7 @@
 const Tokens = (() => {
   "use strict";
   const { make, find, visible } = Dom;
+  const narrow = matchMedia("(max-width: 56rem)"); // as in report.css: the details lie at the bottom
   const exampleOf = new WeakMap(); // response element → example
   let policy = null;
   let shown = null; // the token whose details are open
@@ -51,8 +52,12 @@ const Tokens = (() => {
     shown = token;
     token.classList.add("shown");
     token.setAttribute("aria-selected", "true");
+    token.setAttribute("aria-describedby", "details");
     details.hidden = false;
-    place(details, token.getBoundingClientRect());
+    const at = token.getBoundingClientRect();
+    place(details, at);
+    const covered = at.bottom + 12 - details.getBoundingClientRect().top;
+    if (narrow.matches && covered > 0) window.scrollBy({ top: covered, behavior: "instant" });
   }
 
   // Below the token, else above, else beside it; a narrow screen shows the details at its bottom (CSS).
@@ -76,6 +81,7 @@ const Tokens = (() => {
     if (!shown) return;
     shown.classList.remove("shown");
     shown.setAttribute("aria-selected", "false");
+    shown.removeAttribute("aria-describedby");
   }
 
   function hide() {
