@@ -19,9 +19,7 @@ from nlft_ray.core.policies import POLICIES
 
 def _check_verifier(name: str) -> str:
     if name != "final_answer" and not all(part for part in name.partition(":")):
-        raise ValueError(
-            "not a verifier: write `final_answer`, or `module:function` of (response, standard_answer)"
-        )
+        raise ValueError("not a verifier: write `final_answer`, or `module:function` of (response, standard_answer)")
     return name
 
 
