@@ -64,6 +64,8 @@ def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, 
         from nlft_ray.sandbox import QUICKSTART
 
         config_file = str(QUICKSTART)
+    if stage.positional and words and "=" not in words[0] and not words[0].startswith("-"):
+        words = (f"{stage.positional}={words[0]}", *words[1:])
     config: Any = load_config(stage.load_config(), config_file, words)
     if print_config:
         click.echo(to_yaml(config), nl=False)
@@ -101,6 +103,18 @@ def app() -> None:
 
 for _name, _stage in {**CHAIN, **STAGES}.items():
     app.add_command(_command(_name, _stage))
+
+
+@app.command(short_help="a scored folder in figures, or one example of it")
+@click.argument("folder")
+@click.option("--id", "row_id", metavar="ID", help="Show this example token by token, instead of figures.")
+@click.option("--examples", metavar="FOLDER", help="The folder that was scored  [examples, beside FOLDER]")
+@click.option("--policy", default="nlft", show_default=True, help="Policy of the weights that are shown.")
+def inspect(folder: str, row_id: str | None, examples: str | None, policy: str) -> None:
+    """Summarise a scored folder: rows, tokens, verdicts, saliency by policy, weights, rejects."""
+    from nlft_ray.inspection import inspect as show_folder
+
+    show_folder(folder, row_id, examples, policy)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
