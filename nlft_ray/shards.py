@@ -232,7 +232,7 @@ def finished_shard(output: Folder, shard: Shard) -> ShardReport | None:
         return None
     left_out = sum(report.reject_reasons.values()) + sum(report.set_aside_reasons.values())
     whole = (
-        report.plan == shard.plan
+        (report.number, report.plan) == (shard.number, shard.plan)
         and report.rows_in == shard.stop - shard.start
         and report.rows_out == metadata.num_rows
         and left_out == (rejected.num_rows if rejected else 0)

@@ -22,7 +22,7 @@ from nlft_ray.manifest import (
 from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.progress import RowProgress, log
 from nlft_ray.prompts import prompts_fingerprint
-from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, input_ids, plan_shards, remove_strays
+from nlft_ray.shards import DATA, Shard, ShardReport, Worker, finished_shard, input_ids, plan_shards, remove_strays
 from nlft_ray.storage import Folder
 
 
@@ -53,7 +53,7 @@ def run_table_stage(
         return StageResult(output=config.output, manifest=complete, reused=True)
     _reopen(output, shards)
     ids = input_ids(source, shards)
-    reports = {number: report for number, report in reports.items() if report.ids == ids[number]}
+    _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
     _work(config, stage, worker, source, output, shards, reports)
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
@@ -118,6 +118,15 @@ def _reopen(output: Folder, shards: list[Shard]) -> None:
     strays = remove_strays(output, shards)
     if strays:
         log(f"{output}: removed {strays} files of an earlier plan.")
+
+
+def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str]) -> None:
+    """Shards whose input rows are others by now are not done."""
+    for shard in shards:
+        if shard.number in reports and reports[shard.number].ids != ids[shard.number]:
+            log(f"input: {shard.file} was changed since {shard.name} was made of it; it is made again.")
+            (output / DATA).delete(shard.name)
+            del reports[shard.number]
 
 
 def _audit(shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str], input_manifest: Manifest) -> None:
