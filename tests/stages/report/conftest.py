@@ -31,9 +31,7 @@ def scored_rows(random_llama: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def run(random_llama: str, scored_rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_run(
-        tmp_path_factory.mktemp("report") / "run", random_llama, EXAMPLE_ROWS + HOSTILE_ROWS, scored_rows
-    )
+    return write_run(tmp_path_factory.mktemp("report") / "run", random_llama, EXAMPLE_ROWS + HOSTILE_ROWS, scored_rows)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +46,7 @@ class Visit:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self._context = browser.new_context(**context)
+        self._context.set_default_timeout(10_000)
         self.page = self._context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -17,7 +17,7 @@ from tests.tables import example, write_table
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>"
-    '"quotes" \'single\' `${window.pwned=3}` &amp; <!-- \\u003c '
+    "\"quotes\" 'single' `${window.pwned=3}` &amp; <!-- \\u003c "
     "\x00\x07\x1b[31m\x7f\u2028\u2029\u202eright to left\u202c\u200b\ttab\r\nשלום עולם مرحبا 👩‍👩‍👧 é\n"
 )
 
@@ -48,7 +48,9 @@ def score(model: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     config = ScoreConfig.model_validate({"input": "i", "output": "o", "model": {"path": model}})
     full = [dict.fromkeys(EXAMPLES.names) | {name: _short(row.get(name)) for name in row} for row in rows]
-    full = [row | {name: original[name] for name in ("id", "response")} for row, original in zip(full, rows, strict=True)]
+    full = [
+        row | {name: original[name] for name in ("id", "response")} for row, original in zip(full, rows, strict=True)
+    ]
     worked = ScoreWorker(config)(pa.Table.from_pylist(full, schema=EXAMPLES), seed=0)
     assert worked.rejects == []
     return worked.table.to_pylist()

@@ -231,8 +231,10 @@
     const query = new URLSearchParams(location.hash.slice(1));
     const filters = { ...DEFAULTS };
     for (const name of OPTIONS) {
+      const control = find(`filter-${name}`);
       if (query.has(name)) filters[name] = name === "least" ? Math.max(0, Number(query.get(name)) || 0) : query.get(name);
-      find(`filter-${name}`).value = filters[name];
+      control.value = filters[name];
+      if (control.value === "") control.value = filters[name] = DEFAULTS[name]; // no such choice
     }
     List.filter(filters);
     ready = false;
