@@ -41,12 +41,24 @@ def connect(address: str | None) -> None:
     if address is None:
         # Ray Data's actors make Ray's core print a warning as an error, which a user could only wonder about.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
+        _start(settings)
         return
     try:
         ray.init(address=address, **settings)
     except (ConnectionError, RayError, RuntimeError) as error:
         raise UserError(f"ray_address: no Ray cluster answers at {address}: {error}") from error
+
+
+def _start(settings: dict[str, Any]) -> None:
+    try:
+        ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
+    except Exception as error:  # Ray's own type for it is Exception
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "ray: no local cluster came up within Ray's half minute; the machine may be overloaded. "
+            "Run the same command again: it continues where it stopped."
+        ) from error
 
 
 def cluster_has_gpus() -> bool:

@@ -79,9 +79,12 @@ class Scoring:
         return Running([*self.words, *words], self.output)
 
     def run(self, *words: str) -> "Running":
-        """Start it and let it end by itself."""
-        with self.start(*words) as running:
-            running.wait()
+        """Start it and let it end by itself; on a busy machine Ray may need more than one try to start."""
+        for _ in range(4):
+            with self.start(*words) as running:
+                running.wait()
+            if not running.ray_did_not_start:
+                break
         return running
 
     def files(self) -> dict[str, int]:
@@ -133,6 +136,10 @@ class Running:
     @property
     def returncode(self) -> int | None:
         return self._process.poll()
+
+    @property
+    def ray_did_not_start(self) -> bool:
+        return "no local cluster came up" in self.text
 
     def wait(self) -> None:
         self._process.wait(timeout=_PATIENCE_SECONDS)

@@ -104,13 +104,14 @@ def kill_starts(scoring: Scoring, victim: str, moments: Moments, times: int, mos
     while kills < times:
         with scoring.start() as running:
             moment = moments.wait_for_one(running, most_shards)
-            if moment is None:  # it was done before: begin a new series in an empty folder
-                running.wait()
-                assert running.returncode == 0
+            if moment is not None:
+                (running.kill_driver if victim == "driver" else running.kill_cluster)()
+        if moment is None:
+            assert running.returncode == 0 or running.ray_did_not_start, running.text
+            if running.returncode == 0:  # it was done before: begin a new series in an empty folder
                 shutil.rmtree(scoring.output)
                 seen = {}
-                continue
-            (running.kill_driver if victim == "driver" else running.kill_cluster)()
+            continue
         files = scoring.files()
         assert {name: files[name] for name in seen} == seen, "finished shards were done again"
         seen, kills = files, kills + 1
@@ -145,8 +146,9 @@ def test_actors_killed_at_random_moments(
             done += disturb(running, scoring, [victim] * min(kills - done, 4), moments, most_shards=8)
             seen = scoring.files()
             running.wait()
-        assert running.returncode == 0, running.text
-        finish_and_compare(scoring, undisturbed, seen)
+        if not running.ray_did_not_start:
+            assert running.returncode == 0, running.text
+            finish_and_compare(scoring, undisturbed, seen)
 
 
 @exhaustive
