@@ -22,7 +22,7 @@ from nlft_ray.stages.report.tokens import TokenSet
 _SCRIPTS = ("policies.js", "data.js", "dom.js", "reasons.js", "tokens.js", "panel.js", "list.js", "report.js")
 _CHANGES_SHOWN = 10
 # What could end the script element, open a comment in it, or break a line in older JavaScript.
-_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+_ESCAPED = "<>&\u2028\u2029"
 
 
 def render(run: Run, sets: Sequence[TokenSet], policy: Policy) -> str:
@@ -61,7 +61,9 @@ def render(run: Run, sets: Sequence[TokenSet], policy: Policy) -> str:
 def json_for_script(value: Any) -> Markup:
     """JSON that may stand inside a script element, whatever text is in it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(text.translate(_ESCAPES))
+    for character in _ESCAPED:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def _source(text: str) -> str:

@@ -9,6 +9,7 @@ import base64
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -135,10 +136,11 @@ def response_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     Only the tokens since the last complete character are decoded anew, after one complete piece of context, since
     the first token of a text may lose its space.
     """
+    decode = cache(lambda *part: tokenizer.decode(part))
     texts: list[str] = []
     context = complete = 0  # texts[context:complete] is the piece before, texts[complete:] what is not shown yet
     for end in range(1, len(ids) + 1):
-        before, after = tokenizer.decode(ids[context:complete]), tokenizer.decode(ids[context:end])
+        before, after = decode(*ids[context:complete]), decode(*ids[context:end])
         if after.endswith(_REPLACEMENT) and end < len(ids):
             texts.append("")
             continue

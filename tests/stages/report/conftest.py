@@ -54,7 +54,7 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.url = f"{file.as_uri()}{address}"
         self.page.goto(self.url)
-        self.page.wait_for_function("document.documentElement.dataset.ready")
+        self.page.wait_for_function("() => document.documentElement.dataset.ready")
 
     def close(self) -> None:
         self._context.close()

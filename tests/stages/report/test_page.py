@@ -161,7 +161,7 @@ def test_the_copied_yaml_is_a_policy_for_training(visit: Any, tmp_path: Path) ->
         for field, value in changes.items():
             page.locator(f"#field-{field}").fill(str(value))
         page.locator("#copy-yaml").click()
-        page.wait_for_function(f"navigator.clipboard.readText().then(text => text.includes('name: {name}\\n'))")
+        page.wait_for_function(f"() => navigator.clipboard.readText().then(text => text.includes('name: {name}\\n'))")
         (tmp_path / "policy.yaml").write_text(page.evaluate("navigator.clipboard.readText()"))
         config = load_config(TrainConfig, str(tmp_path / "policy.yaml"), ["input=a", "output=b", "model.path=sandbox"])
         assert config.policy == policy(**changes)
