@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("project", deadline=None)  # a busy machine is no bug
+settings.load_profile("project")
 
 ROOT = Path(__file__).parents[1]
 
