@@ -94,9 +94,9 @@ def _points(points: Sequence[tuple[int, float]], steps: int, top: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    """The next round number, whose half is round too."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value * (1 - 1e-9))
+    return next(factor * power for factor in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - 1e-9))
 
 
 def readable(value: float) -> str:

@@ -62,15 +62,16 @@ const Dom = (() => {
   function percent(p) {
     if (p === null || Number.isNaN(p)) return "–";
     const value = 100 * p;
-    if (value >= 99.95 && p < 1) return "> 99.9\u00a0%";
-    if (value > 0 && value < 0.01) return "< 0.01\u00a0%";
+    if (value >= 99.95 && p < 1) return "over 99.9\u00a0%";
+    if (value > 0 && value < 0.01) return "under 0.01\u00a0%";
+    if (value === 0) return "0\u00a0%";
     return `${value < 1 ? value.toFixed(2) : value.toFixed(1)}\u00a0%`;
   }
 
   function times(ratio) {
     if (ratio === null || Number.isNaN(ratio)) return "–";
-    if (ratio >= 10000) return "> 10,000\u00a0×";
-    return `${ratio >= 100 ? ratio.toFixed(0) : ratio >= 0.01 ? ratio.toPrecision(3) : ratio.toExponential(0)}\u00a0×`;
+    if (ratio >= 10000) return "over 10,000\u00a0×";
+    return `${ratio >= 100 ? Math.round(ratio).toLocaleString("en") : ratio >= 0.01 ? ratio.toPrecision(3) : ratio.toExponential(0)}\u00a0×`;
   }
 
   return { make, draw, find, visible, quoted, percent, times };

@@ -68,7 +68,7 @@ const List = (() => {
     return [
       make("h3", {},
         make("span", { class: "verdict" }, verdict),
-        make("span", { class: "number" }, ` ${example.number} · `, make("code", {}, ...visible(example.id)))),
+        make("span", { class: "place" }, ` ${example.number} · `, make("code", {}, ...visible(example.id)))),
       line("Question", (example.instruction ? `${example.instruction}\n` : "") + example.question),
       example.standard_answer === null || example.standard_answer === undefined
         ? null : line("Standard answer", example.standard_answer),
