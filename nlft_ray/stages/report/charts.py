@@ -96,7 +96,8 @@ def _points(points: Sequence[tuple[int, float]], steps: int, top: float) -> str:
 def _round_up(value: float) -> float:
     """The next round number, whose half is round too."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - 1e-9))
+    factors = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
+    return next(factor * power for factor in factors if factor * power >= value * (1 - 1e-9))
 
 
 def readable(value: float) -> str:

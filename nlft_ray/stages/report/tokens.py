@@ -25,7 +25,7 @@ from nlft_ray.storage import Folder
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _NOTHING = -1  # in the column `top`: no token
-_TEXTS = ("instruction", "question", "standard_answer", "judgment", "response")
+_TEXTS = ("instruction", "question", "standard_answer", "judgment")
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,14 @@ def _example(row: Mapping[str, Any], texts: Mapping[str, Any] | None, tokenizer:
 
 
 def _texts_by_id(examples: Folder | None, ids: set[str]) -> dict[str, dict[str, Any]]:
-    if examples is None:
-        return {}
-    return {row["id"]: {name: row[name] for name in _TEXTS} for row in read_rows(examples) if row["id"] in ids}
+    """Read no further than the last row that is needed: the table may be far larger than what is shown."""
+    texts: dict[str, dict[str, Any]] = {}
+    for row in read_rows(examples) if examples is not None and ids else ():
+        if row["id"] in ids:
+            texts[row["id"]] = {name: row[name] for name in _TEXTS}
+            if len(texts) == len(ids):
+                break
+    return texts
 
 
 def response_texts(tokenizer: Any, ids: list[int]) -> list[str]:
