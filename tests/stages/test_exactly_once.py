@@ -71,7 +71,7 @@ def scoring(tmp_path: Path, examples: str) -> Iterator[Scoring]:
         yield Scoring(tmp_path, examples, tmp_path / "scored")
 
 
-def finish_and_compare(scoring: Scoring, undisturbed: Path, seen: dict[str, int]) -> None:
+def assert_finishes_the_same(scoring: Scoring, undisturbed: Path, seen: dict[str, int]) -> None:
     """The same command once more ends well, repeats nothing that was done, and gives what it should."""
     finished = scoring.run()
     assert finished.returncode == 0, finished.text
@@ -131,7 +131,7 @@ def test_a_kill_of_each_kind_loses_and_repeats_nothing(scoring: Scoring, undistu
     with scoring.start() as running:
         assert moments.wait_within_work(running, most_shards=4)
         running.kill_cluster()
-    finish_and_compare(scoring, undisturbed, before_end | seen)
+    assert_finishes_the_same(scoring, undisturbed, before_end | seen)
 
 
 @exhaustive
@@ -148,7 +148,7 @@ def test_actors_killed_at_random_moments(
             running.wait()
         if not running.ray_did_not_start:
             assert running.returncode == 0, running.text
-            finish_and_compare(scoring, undisturbed, seen)
+            assert_finishes_the_same(scoring, undisturbed, seen)
 
 
 @exhaustive
@@ -158,7 +158,7 @@ def test_starts_killed_at_random_moments(
 ) -> None:
     moments = Moments(SEED + 100 * len(victim), seconds)
     seen = kill_starts(scoring, victim, moments, kills, most_shards=9)
-    finish_and_compare(scoring, undisturbed, seen)
+    assert_finishes_the_same(scoring, undisturbed, seen)
 
 
 @exhaustive
