@@ -1,0 +1,178 @@
+"""Scoring, side by side: this project, lm-evaluation-harness, and the pattern of the method's first release.
+
+    pip install 'nlft-ray[bench]'
+    python benchmarks/scoring.py --data ../shared/data/gsm8k --output scoring.json
+
+One table for each dtype and length of instruction. Within a table: the same rows, the same random model, the same
+threads, each pattern in a process of its own, one after another. Needs Linux, and GSM8K's train.jsonl and
+example_model_solutions.jsonl.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+NAMES = {"ours": "nlft-ray", "harness": "lm-evaluation-harness", "released": "released pattern"}
+FILES = ("train.jsonl", "example_model_solutions.jsonl")
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of a row's mean log-probability
+
+
+def arguments() -> argparse.Namespace:
+    shared = os.environ.get("NLFT_SHARED", "../shared")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path(shared) / "data/gsm8k", help="folder of GSM8K")
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shape", choices=("60M", "8B", "tiny"), help="default: 8B where there is a GPU, else 60M")
+    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, help="default: bfloat16 on a GPU, else both")
+    parser.add_argument("--instructions", nargs="+", choices=("short", "long"), default=["short", "long"])
+    parser.add_argument("--patterns", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--max-tokens-per-batch", type=int, help="of nlft-ray; default: its own")
+    parser.add_argument("--harness-batch-size", type=int, help="default: the fastest of several in a trial")
+    parser.add_argument("--output", type=Path, help="JSON file of all figures")
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # how the script calls itself: a pattern, as JSON
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    if given.child:
+        return run_child(json.loads(given.child))
+    missing = [name for name in FILES if not (given.data / name).is_file()]
+    if missing:
+        sys.exit(f"--data {given.data}: no {' and no '.join(missing)}. Name the folder that holds GSM8K's files.")
+    import torch
+
+    gpu = torch.cuda.is_available()
+    shape = given.shape or ("8B" if gpu else "60M")
+    dtypes = given.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"])
+    machine = describe_machine(torch)
+    print(f"{machine}; {given.threads} threads; a random Llama of {shape} parameters; {given.rows} rows\n")
+    tables = []
+    for dtype in dtypes:
+        for instruction in given.instructions:
+            with tempfile.TemporaryDirectory() as folder:
+                about = prepare(given, Path(folder), shape, dtype, instruction)
+                tables.append(about | {"measures": measure(given, folder, dtype)})
+            show(tables[-1])
+    if given.output:
+        given.output.write_text(json.dumps({"machine": machine, "threads": given.threads, "tables": tables}, indent=1))
+
+
+def describe_machine(torch: Any) -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:
+    """Write model, tokenizer and rows into `folder`; returns what the table is about."""
+    import torch
+    from scoring_rows import LONG_INSTRUCTION_TOKENS, build_rows, build_tokenizer, instruction_of, save_random_model
+
+    tokenizer = build_tokenizer(given.data)
+    save_random_model(folder, shape, getattr(torch, dtype), tokenizer)
+    text = instruction_of(given.data, tokenizer, LONG_INSTRUCTION_TOKENS if instruction == "long" else None)
+    rows = build_rows(given.data, tokenizer, given.rows, text)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    lengths = {
+        column: round(sum(len(tokenizer(row[column])["input_ids"]) for row in rows if row[column])
+        / sum(row[column] is not None for row in rows))
+        for column in ("instruction", "question", "response", "standard_answer", "judgment")
+    }  # fmt: skip
+    return {"dtype": dtype, "instruction": instruction, "rows": len(rows), "mean_tokens": lengths}
+
+
+def measure(given: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any]:
+    task = {"folder": folder, "dtype": dtype, "threads": given.threads}
+    measures = {}
+    for pattern in given.patterns:
+        options: dict[str, Any] = {}
+        if pattern == "ours" and given.max_tokens_per_batch:
+            options["score"] = {"max_tokens_per_batch": given.max_tokens_per_batch}
+        if pattern == "harness":
+            options["batch_size"] = given.harness_batch_size or fastest_batch_size(task | {"pattern": pattern})
+        measures[pattern] = call_child(task | {"pattern": pattern, "options": options})
+    return measures
+
+
+def fastest_batch_size(task: dict[str, Any]) -> int:
+    trials = call_child(task | {"options": {}})["trials"]
+    return int(min(trials, key=trials.__getitem__))
+
+
+def call_child(task: dict[str, Any]) -> dict[str, Any]:
+    """Run a pattern in a process of its own, so that no pattern's memory is another's."""
+    with tempfile.NamedTemporaryFile() as answer:
+        command = [sys.executable, __file__, "--child", json.dumps(task | {"answer": answer.name})]
+        environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"]), "TRANSFORMERS_VERBOSITY": "error"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{task['pattern']} failed:\n{done.stderr[-4000:]}")
+        return json.loads(Path(answer.name).read_text())
+
+
+def run_child(task: dict[str, Any]) -> None:
+    from scoring_patterns import run_pattern
+
+    found = run_pattern(task["pattern"], Path(task["folder"]), task["dtype"], task["threads"], task["options"])
+    Path(task["answer"]).write_text(json.dumps(found))
+
+
+def show(table: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    measures, rows = table["measures"], table["rows"]
+    tokens = ", ".join(f"{column} {mean}" for column, mean in table["mean_tokens"].items())
+    columns = ("", "examples/s", "tokens/s", "time / ours", "CPU time / ours", "peak memory", "memory / ours")
+    drawn = Table(*columns, title=f"{table['dtype']}, {table['instruction']} instruction")
+    ours = measures.get("ours")
+    for pattern, found in measures.items():
+        seconds, peak = found["seconds"], found["peak_bytes"]
+        speed = [f"{rows / seconds:.2f}", f"{ours['tokens'] / seconds:.0f}" if ours else ""]
+        keys = ("seconds", "cpu_seconds", "peak_bytes")
+        ratios = [f"{found[key] / ours[key]:.2f}" if ours else "" for key in keys]
+        name = NAMES[pattern] + (f" (batch {found['batch_size']})" if "batch_size" in found else "")
+        drawn.add_row(name, *speed, *ratios[:2], f"{peak / 2**20:.0f} MiB", ratios[2])
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(drawn)
+    console.print(f"mean tokens: {tokens}")
+    if ours:
+        console.print(efficiency(ours))
+        check_agreement(measures, TOLERANCE[table["dtype"]], console)
+    console.print()
+
+
+def efficiency(ours: dict[str, Any]) -> str:
+    flops = 2 * (ours["body_parameters"] * ours["tokens_run"] + ours["head_parameters"] * ours["head_positions"])
+    rate = (flops + ours["attention_flops"]) / ours["seconds"]
+    return (
+        f"nlft-ray ran {ours['tokens_run']:,} of {ours['tokens']:,} tokens, {ours['padding'] / ours['tokens_run']:.1%} "
+        f"of them padding, at {rate / 1e9:.0f} GFLOP/s: "
+        f"{rate / ours['matmul_flops']:.0%} of a matrix product's {ours['matmul_flops'] / 1e9:.0f}"
+    )
+
+
+def check_agreement(measures: dict[str, Any], tolerance: float, console: Any) -> None:
+    """A comparison is fair where all find the same."""
+    ours = measures["ours"]["base_logp"]
+    for pattern, found in measures.items():
+        apart = max(abs(a - b) for a, b in zip(ours, found["base_logp"], strict=True))
+        if apart > tolerance:
+            sys.exit(f"{pattern}: a row's mean base log-probability differs by {apart:.2g}, more than {tolerance}")
+        if pattern != "ours":
+            console.print(f"{NAMES[pattern]}: base log-probabilities agree to {apart:.1g}")
+
+
+if __name__ == "__main__":
+    main()

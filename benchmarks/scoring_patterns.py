@@ -1,0 +1,260 @@
+"""Three ways of scoring the same rows. Each runs in a process of its own and says what it took.
+
+ours      this project's ScoreWorker, in process.
+harness   lm-evaluation-harness: `HFLM.loglikelihood`, a request for each context of each row.
+released  the pattern of the method's first release: an example at a time, its three contexts in a padded batch (a
+          correct response has its base context twice), a float32 softmax over all positions, growing in a Python
+          loop that reads a tensor for each neighbour. No gradient.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from nlft_ray.config import ScoreConfig
+from nlft_ray.models import load_model, load_tokenizer
+from nlft_ray.schema import EXAMPLES
+from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
+from nlft_ray.stages.score.worker import ScoreWorker
+
+Measure = dict[str, Any]
+_WARM_UP_ROWS = 4
+_HARNESS_BATCH_SIZES = (1, 2, 4, 8, 16)  # more only pads more
+_TRIAL_REQUESTS = 16
+
+
+def run_pattern(pattern: str, folder: Path, dtype: str, threads: int, options: dict[str, Any]) -> Measure:
+    """Measure one pattern on `folder` (model, rows.json): seconds, peak memory, base log-probability of each row."""
+    torch.set_num_threads(threads)
+    config = ScoreConfig.model_validate(
+        {"input": "-", "output": "-", "model": {"path": str(folder), "dtype": dtype}, **options.get("score", {})}
+    )
+    rows = json.loads((folder / "rows.json").read_text())
+    with torch.inference_mode():
+        return PATTERNS[pattern](config, rows, options)
+
+
+def _measured(work: Callable[[], Iterable[float]], warm_up: Callable[[], object], model: torch.nn.Module) -> Measure:
+    """Run after a warm-up, with memory counted from the state in which the model stands loaded."""
+    for parameter in model.parameters():
+        parameter.sum()  # weights may be mapped from the file: read them, so that they do not count as work
+    start = _reset_peak()
+    warm_up()
+    _synchronise()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    base_logp = list(work())
+    _synchronise()
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu_began,
+        "peak_bytes": _peak() - start,
+        "base_logp": base_logp,
+    }
+
+
+def _ours(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
+    worker = ScoreWorker(config)
+    model = worker._score._model
+    table, few = (pa.Table.from_pylist(part, schema=EXAMPLES) for part in (_full(rows), _full(rows[:_WARM_UP_ROWS])))
+    count = _count_work(model)
+    worked = None
+
+    def work() -> Iterable[float]:
+        nonlocal worked
+        count.clear()
+        worked = worker(table, seed=0)
+        assert not worked.rejects, worked.rejects[0][1]
+        return [sum(row) / len(row) for row in worked.table["logp_base"].to_pylist()]
+
+    measure = _measured(work, lambda: worker(few, seed=0), model)
+    assert worked is not None
+    measure["tokens"] = worked.tokens
+    return measure | count | _sizes(model) | {"matmul_flops": _matmul_rate(model.dtype, model.device)}
+
+
+def _harness(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    class ApartHFLM(HFLM):
+        """Prompt and response tokenised apart, as everywhere here: the same ids in all three patterns."""
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            return self.tok_encode(context), self.tok_encode(continuation)
+
+    model, tokenizer = load_model(config.model), load_tokenizer(config.model)
+    end = tokenizer.eos_token
+    requests = [
+        (row.id, context, Instance("loglikelihood", {}, (tokenizer.decode(prompt), f"{response}{end}"), 0))
+        for row, response in zip(_scoring_rows(config, rows), (row["response"] for row in rows), strict=True)
+        for context, prompt in row.prompts.items()
+    ]
+
+    def run(batch_size: int, some: int | None = None) -> list[float]:
+        harness = ApartHFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=4096)
+        answers = harness.loglikelihood([request for _, _, request in requests[:some]], disable_tqdm=True)
+        return [
+            logp / len(tokenizer(request.args[1])["input_ids"])
+            for (_, context, request), (logp, _) in zip(requests, answers, strict=False)
+            if context == "base"
+        ]
+
+    def seconds(batch_size: int) -> float:
+        began = time.perf_counter()
+        run(batch_size, _TRIAL_REQUESTS)
+        return time.perf_counter() - began
+
+    if "batch_size" not in options:  # the trial, which is a process of its own
+        run(1, 2)
+        return {"trials": {size: seconds(size) for size in _HARNESS_BATCH_SIZES}}
+    size = options["batch_size"]
+    return _measured(lambda: run(size), lambda: run(size, _WARM_UP_ROWS), model) | {"batch_size": size}
+
+
+def _released(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
+    model = load_model(config.model)
+    scoring_rows = _scoring_rows(config, rows)
+    return _measured(
+        lambda: [_released_example(model, row) for row in scoring_rows],
+        lambda: [_released_example(model, row) for row in scoring_rows[:_WARM_UP_ROWS]],
+        model,
+    )
+
+
+def _released_example(model: Any, row: ScoringRow) -> float:
+    """Score an example; returns the mean log-probability of its response in the base context."""
+    contexts = ("base", "judge" if "judge" in row.prompts else "base", "standard")
+    sequences = [row.prompts[context] + row.response_ids for context in contexts]
+    longest = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=model.device)
+    mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
+    output = model(input_ids=ids, attention_mask=mask.to(model.device), output_hidden_states=True)
+    probabilities = output.logits.float().softmax(dim=-1)
+    n = len(row.response_ids)
+    targets = torch.tensor(row.response_ids, device=model.device)[:, None]
+    p_base, p_judge, p_standard = (
+        probabilities[index, len(sequence) - n - 1 : len(sequence) - 1].gather(1, targets)[:, 0]
+        for index, sequence in enumerate(sequences)
+    )
+    start = len(sequences[0]) - n - 1
+    hidden = output.hidden_states[-1][0, start : start + n]
+    if "judge" in row.prompts:
+        salient = (p_judge / p_base > 1.5) & (p_judge / p_standard > 1.5) & (p_judge > 0.01)
+    else:
+        salient = p_standard > 0.95
+    salient[::16] = True  # random weights find hardly any; 6 % is what a response may have
+    _grow(hidden, salient.nonzero()[:, 0].tolist())
+    return float(p_base.log().mean())
+
+
+def _grow(hidden: torch.Tensor, salient: list[int]) -> set[int]:
+    """Neighbours of the salient tokens, left and then right, taken in one by one while their distance to the moving
+    centre is above 0.4 (a similarity was meant)."""
+    near = set()
+    for token in salient:
+        centre = hidden[token]
+        for step in (-1, 1):
+            at = token + step
+            while 0 <= at < len(hidden):
+                if 1 - torch.nn.functional.cosine_similarity(centre, hidden[at], dim=0).item() <= 0.4:
+                    break
+                near.add(at)
+                centre, at = (centre + hidden[at]) / 2, at + step
+    return near - set(salient)
+
+
+PATTERNS: dict[str, Callable[[ScoreConfig, list[dict[str, Any]], dict[str, Any]], Measure]] = {
+    "ours": _ours,
+    "harness": _harness,
+    "released": _released,
+}
+
+
+def _full(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [dict.fromkeys(EXAMPLES.names) | row for row in rows]
+
+
+def _scoring_rows(config: ScoreConfig, rows: list[dict[str, Any]]) -> list[ScoringRow]:
+    tokenizer = load_tokenizer(config.model)
+    build = RowBuilder(tokenizer, config.prompts, tokenizer.eos_token_id)
+    return [build(row) for row in _full(rows)]
+
+
+def _count_work(model: Any) -> dict[str, int]:
+    """Counts, while the model runs: tokens run, padding among them, positions of the head, FLOPs of attention."""
+    count: dict[str, int] = {}
+    shape = model.config
+    per_pair = 4 * shape.num_hidden_layers * shape.hidden_size  # scores and sums, of the pairs that causality allows
+
+    def add(**amounts: int) -> None:
+        for name, amount in amounts.items():
+            count[name] = count.get(name, 0) + amount
+
+    def on_model(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
+        rows, tokens = named["input_ids"].shape
+        ends = named["input_ids"].flip(1) == shape.eos_token_id  # what pads, too; one of a row's own may end it
+        padding = int((ends.long().cumprod(1).sum(1) - 1).clamp_min(0).sum())
+        states, segments = named.get("past_key_values"), named.get("tree_segments")
+        stored = states.get_seq_length() if states is not None else 0
+        if segments is None:
+            pairs = rows * (tokens * stored + tokens * (tokens + 1) // 2)
+        else:
+            spans = [(s.own.stop - s.own.start, sum(read.stop - read.start for read in s.reads)) for s in segments]
+            pairs = sum(own * (seen - own) + own * (own + 1) // 2 for own, seen in spans)
+        add(tokens_run=rows * tokens, padding=padding, attention_flops=per_pair * pairs)
+
+    model.register_forward_pre_hook(on_model, with_kwargs=True)
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, inputs: add(head_positions=inputs[0].numel() // shape.hidden_size)
+    )
+    return count
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    head = model.get_output_embeddings().weight.numel()
+    embeddings = model.get_input_embeddings().weight.numel()
+    body = sum(parameter.numel() for parameter in model.parameters()) - head - embeddings
+    return {"body_parameters": body, "head_parameters": head}
+
+
+def _matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a product of 2048 × 2048 matrices: the best of several, which is what undisturbed work would reach."""
+    left, right = (torch.randn(2048, 2048, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(12):
+        _synchronise()
+        began = time.perf_counter()
+        left @ right
+        _synchronise()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> int:
+    """Begin to count the peak anew; returns the memory in use now, of the GPU where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # the process's high-water mark: loading a model may leave a high one
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
