@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import ray
 
+from nlft_ray import ray_runtime
 from nlft_ray.schema import CORRECT, INCORRECT
 from tests.conftest import ROOT
 from tests.tables import example, read_table, write_table
@@ -15,7 +17,9 @@ from tests.tables import example, read_table, write_table
 
 @pytest.fixture
 def job_server(ray_local: None) -> str:
-    """Address of the running cluster's job server."""
+    """Address of the job server of a new cluster: other tests may have worn out the agent of the one before."""
+    ray.shutdown()
+    ray_runtime.connect(None)
     return f"http://{ray._private.worker._global_node.webui_url}"  # type: ignore[union-attr]
 
 
@@ -24,7 +28,12 @@ def submit(job_server: str, *words: str) -> subprocess.CompletedProcess[str]:
     ray_command = Path(sys.executable).with_name("ray")
     command = [str(ray_command), "job", "submit", "--address", job_server, "--working-dir", ".", "--", "python", *words]
     environment = os.environ | {"RAY_AUTH_MODE": "token"}  # a cluster started by ray.init asks for its token
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    for _ in range(10):  # a cluster's agent takes some seconds to come up
+        finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        if "No available agent" not in finished.stderr + finished.stdout:
+            break
+        time.sleep(5)
+    return finished
 
 
 def test_score_and_train_run_as_jobs(tmp_path: Path, job_server: str, random_llama: str) -> None:

