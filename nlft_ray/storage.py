@@ -2,8 +2,10 @@
 
 import errno
 import re
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +50,10 @@ class Folder:
     def path(self) -> str:
         """Path within the filesystem."""
         return self._located[1].rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.uri.rstrip('/')}/{name}")
@@ -121,6 +127,28 @@ class Folder:
     def open_parquet(self, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(f"{self.path}/{name}", filesystem=self.filesystem)
 
+    @contextmanager
+    def written_locally(self, name: str) -> Iterator[Path]:
+        """A path to write a file to, for libraries that know local files only. On leaving it stands in the folder."""
+        with self._committed(name) as path:
+            if self.is_local:
+                yield Path(path)
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch) / name
+                pafs.copy_files(str(Path(scratch) / name), path, destination_filesystem=self.filesystem)
+
+    @contextmanager
+    def read_locally(self, names: Sequence[str]) -> Iterator[list[Path]]:
+        """Paths to read files from, for libraries that know local files only."""
+        if self.is_local:
+            yield [Path(self.path) / name for name in names]
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in names:
+                pafs.copy_files(f"{self.path}/{name}", str(Path(scratch) / name), source_filesystem=self.filesystem)
+            yield [Path(scratch) / name for name in names]
+
     def _committed(self, name: str) -> "_Commit":
         return _Commit(self, name)
 
@@ -134,8 +162,7 @@ class _Commit:
     def __init__(self, folder: Folder, name: str):
         self._filesystem = folder.filesystem
         self._final = f"{folder.path}/{name}"
-        local = isinstance(self._filesystem, pafs.LocalFileSystem)
-        self._written = f"{folder.path}/.{name}.{uuid.uuid4().hex}" if local else self._final
+        self._written = f"{folder.path}/.{name}.{uuid.uuid4().hex}" if folder.is_local else self._final
 
     def __enter__(self) -> str:
         try:
