@@ -1,0 +1,353 @@
+"""Ways of training on the same rows. Each runs in a process of its own and says what it took.
+
+ours      this project's `train` stage: Ray Train and DeepSpeed, one worker, ZeRO 0.
+ours2     the same with two workers, which share the threads, and ZeRO 2.
+plain     the same micro-batches, head and loss in a loop of plain torch, in this process: what Ray and DeepSpeed add.
+trl       TRL's SFTTrainer on the same ids, its loss on the responses alone.
+released  the pattern of the method's first release: an example at a time, its contexts in a padded batch with
+          gradients at every step (a correct response has its base context twice), a float32 softmax over all
+          positions, weights computed anew, growing in a Python loop.
+
+Peak memory is counted from the state in which the model stands loaded, right before the first step.
+"""
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from scoring_patterns import _grow as grow
+from scoring_patterns import _peak as peak
+from scoring_patterns import _reset_peak as reset_peak
+
+from nlft_ray.config import PromptConfig, ScoreConfig, TrainConfig
+from nlft_ray.core.loss import normalise_by_example, token_losses
+from nlft_ray.models import load_model, load_tokenizer
+from nlft_ray.schema import EXAMPLES
+from nlft_ray.settings import validate
+from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
+from nlft_ray.stages.train.batch import MicroBatch
+from nlft_ray.stages.train.loop import load_examples
+from nlft_ray.stages.train.metrics import read_metrics
+from nlft_ray.stages.train.order import order_of
+
+Measure = dict[str, Any]
+LORA = {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
+RATE = 5e-5
+
+
+def run_pattern(task: dict[str, Any]) -> Measure:
+    """Measure one pattern on a folder that `score_rows` made."""
+    torch.set_num_threads(task["threads"])
+    torch.manual_seed(0)
+    return PATTERNS[task["pattern"]](task) | {"micro_batch_size": task["micro_batch_size"]}
+
+
+def score_rows(folder: Path, rows: list[dict[str, Any]], dtype: str) -> dict[str, float]:
+    """Score rows into `folder/scored`, as the score stage would; returns mean lengths in tokens."""
+    import pyarrow as pa
+
+    from nlft_ray.manifest import Identity, Manifest, finish
+    from nlft_ray.schema import EXAMPLES
+    from nlft_ray.shards import DATA
+    from nlft_ray.stages.score.worker import ScoreWorker
+    from nlft_ray.storage import Folder
+
+    model = {"path": str(folder / "model"), "dtype": dtype}
+    worker = ScoreWorker(ScoreConfig.model_validate({"input": "-", "output": "-", "model": model}))
+    full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
+    with torch.inference_mode():
+        table = worker(pa.Table.from_pylist(full, schema=EXAMPLES), seed=0).table
+    scored = Folder(str(folder / "scored"))
+    (scored / DATA).write_table("part-000000.parquet", table)
+    identity = Identity(stage="score", table="scored", software_version="benchmark", config={})
+    finish(scored, Manifest(identity=identity, rows_in=len(rows), rows_out=len(rows), rows_rejected=0, seconds=0.0))
+    starts = table["response_start"].to_pylist()
+    totals = [len(ids) for ids in table["input_ids"].to_pylist()]
+    return {"prompt": sum(starts) / len(rows), "response": (sum(totals) - sum(starts)) / len(rows)}
+
+
+def _config(task: dict[str, Any], **changes: Any) -> TrainConfig:
+    folder = Path(task["folder"])
+    values = {
+        "model": {"path": str(folder / "model"), "dtype": task["dtype"]},
+        "input": str(folder / "scored"),
+        "output": str(folder / f"trained-{time.monotonic_ns()}"),
+        "lora": LORA,
+        "epochs": 1,
+        "learning_rate": RATE,
+        "schedule": "constant",
+        "warmup_fraction": 0.0,
+        "batch_size": task["batch_size"],
+        "micro_batch_size_per_worker": task["micro_batch_size"],
+        "cpus_per_worker": task["threads"],
+    }
+    return validate(TrainConfig, values | changes)
+
+
+def _ours(task: dict[str, Any], **changes: Any) -> Measure:
+    import nlft_ray
+
+    began = time.time()
+    config = _config(task, **changes)
+    with _Watch("RayTrainWorker", Path(config.output) / "metrics.jsonl") as watch:
+        nlft_ray.train(config)
+    lines = read_metrics(Path(config.output))
+    counted = lines[task["warm_up_steps"] :]
+    first_step = watch.first_line - lines[0]["seconds"]
+    return {
+        "steps": len(counted),
+        "seconds": sum(line["seconds"] for line in counted),
+        "start_up_seconds": first_step - began,
+        "peak_bytes": watch.growth_after(first_step),
+        "losses": [line["loss"] for line in lines],
+    }
+
+
+def _ours_on_two(task: dict[str, Any]) -> Measure:
+    return _ours(task, num_workers=2, zero_stage=2, cpus_per_worker=max(task["threads"] // 2, 1))
+
+
+class _Watch:
+    """Looks, a hundred times a second, at the memory of processes of some name, and waits for a file's first line."""
+
+    def __init__(self, name: str, file: Path):
+        self._name, self._file = name, file
+        self._memory: list[tuple[float, int]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.first_line = math.nan
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def growth_after(self, moment: float) -> int:
+        """Bytes, over all the processes, at the most, above what they held at that moment."""
+        held = [used for when, used in self._memory if when <= moment][-1]
+        return max(used for when, used in self._memory if when > moment) - held
+
+    def _look(self) -> None:
+        processes: list[Path] = []
+        searched = 0.0
+        while not self._stop.wait(0.01):
+            now = time.time()
+            if now - searched > 1 and math.isnan(self.first_line):
+                processes, searched = list(self._processes()), now
+            self._memory.append((now, sum(map(_resident, processes))))
+            if math.isnan(self.first_line) and self._file.is_file() and self._file.stat().st_size:
+                self.first_line = now
+
+    def _processes(self) -> Iterator[Path]:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._name in (folder / "cmdline").read_text():
+                    yield folder / "statm"
+
+
+def _resident(statm: Path) -> int:
+    with contextlib.suppress(OSError):
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _plain(task: dict[str, Any]) -> Measure:
+    config = _config(task)
+    examples = list(load_examples(config))
+    model = _with_adapters(config)
+    order = order_of(config, len(examples))
+
+    def take(step: int) -> float:
+        batch = [examples[index] for index in order.batch(step)]
+        total = 0.0
+        for start in range(0, len(batch), task["micro_batch_size"]):
+            micro = MicroBatch.of(batch[start : start + task["micro_batch_size"]], 0).to(model.device)
+            output = model(
+                input_ids=micro.input_ids,
+                attention_mask=micro.attention_mask,
+                use_cache=False,
+                logits_to_keep=micro.keep,
+            )
+            losses = token_losses(output.logits, micro.targets, micro.likelihood, micro.unlikelihood).total
+            loss = normalise_by_example(losses, micro.example, micro.tokens_per_example, len(batch))
+            loss.backward()
+            total += loss.item()
+        return total
+
+    return _loop(task, model, take, order.steps)
+
+
+def _loop(task: dict[str, Any], model: Any, take: Callable[[int], float], steps: int) -> Measure:
+    """AdamW over `take`, which adds up the gradients of a step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+    clock, losses = _Clock(task, model), []
+    for step in range(steps):
+        losses.append(take(step))
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.step_done()
+    return clock.measure() | {"losses": losses}
+
+
+class _Clock:
+    """Time and memory of the steps in this process; the first ones do not count."""
+
+    def __init__(self, task: dict[str, Any], model: Any):
+        self._skip, self._ends = task["warm_up_steps"], []
+        for parameter in model.parameters():
+            parameter.sum()  # weights may be mapped from the file: read them, so that they do not count as work
+        self._held = reset_peak()
+
+    def step_done(self) -> None:
+        self._ends.append(time.perf_counter())
+
+    def measure(self) -> Measure:
+        counted = self._ends[self._skip - 1 :]
+        return {"steps": len(counted) - 1, "seconds": counted[-1] - counted[0], "peak_bytes": peak() - self._held}
+
+
+def _with_adapters(config: TrainConfig) -> Any:
+    import peft
+
+    model = load_model(config.model)
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=LORA["rank"],
+        lora_alpha=LORA["alpha"],
+        lora_dropout=LORA["dropout"],
+        target_modules=LORA["targets"],
+    )
+    return peft.get_peft_model(model, settings, autocast_adapter_dtype=False).train()
+
+
+def _trl(task: dict[str, Any]) -> Measure:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    config = _config(task)
+    examples = load_examples(config)
+    ids = [example.input_ids.tolist() for example in examples]
+    masks = [
+        [0] * example.response_start + [1] * (len(example.input_ids) - example.response_start) for example in examples
+    ]
+    settings = SFTConfig(
+        output_dir=config.output,
+        per_device_train_batch_size=task["micro_batch_size"],
+        gradient_accumulation_steps=task["batch_size"] // task["micro_batch_size"],
+        num_train_epochs=1,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch",
+        max_length=None,
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        bf16=False,  # where the rows are in bfloat16, the model is
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *arguments: Any, **named: Any) -> None:
+            self.clock = _Clock(task, trainer.model)
+
+        def on_step_end(self, *arguments: Any, **named: Any) -> None:
+            self.clock.step_done()
+
+    adapters = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=LORA["rank"],
+        lora_alpha=LORA["alpha"],
+        lora_dropout=LORA["dropout"],
+        target_modules=LORA["targets"],
+    )
+    clock = Clock()
+    trainer = SFTTrainer(
+        model=load_model(config.model),
+        args=settings,
+        train_dataset=Dataset.from_dict({"input_ids": ids, "completion_mask": masks}),
+        processing_class=load_tokenizer(config.model),
+        peft_config=adapters,
+        callbacks=[clock],
+    )
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return clock.clock.measure() | {"losses": losses}
+
+
+def _released(task: dict[str, Any]) -> Measure:
+    config = _config(task)
+    model, tokenizer = _with_adapters(config), load_tokenizer(config.model)
+    build = RowBuilder(tokenizer, PromptConfig(), tokenizer.eos_token_id)
+    rows = [
+        build(dict.fromkeys(EXAMPLES.names) | row)
+        for row in json.loads((Path(task["folder"]) / "rows.json").read_text())
+    ]
+    size = task["batch_size"]
+
+    def take(step: int) -> float:
+        total = 0.0
+        for row in rows[step * size : (step + 1) * size]:
+            loss = _released_loss(model, row) / size
+            loss.backward()
+            total += loss.item()
+        return total
+
+    return _loop(task, model, take, len(rows) // size)
+
+
+def _released_loss(model: Any, row: ScoringRow) -> torch.Tensor:
+    wrong = "judge" in row.prompts
+    contexts = ("base", "judge" if wrong else "base", "standard")
+    sequences = [row.prompts[context] + row.response_ids for context in contexts]
+    longest = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), output_hidden_states=True)
+    probabilities = output.logits.float().softmax(dim=-1)
+    n = len(row.response_ids)
+    targets = torch.tensor(row.response_ids, device=model.device)[:, None]
+    p_base, p_judge, p_standard = (
+        probabilities[index, len(sequence) - n - 1 : len(sequence) - 1].gather(1, targets)[:, 0]
+        for index, sequence in enumerate(sequences)
+    )
+    start = len(sequences[0]) - n - 1
+    hidden = output.hidden_states[-1][0, start : start + n].detach()
+    losing = (p_judge / p_base > 1.5) & (p_judge / p_standard > 1.5) & (p_judge > 0.01)
+    salient = losing if wrong else p_standard > 0.95
+    salient[::16] = True  # random weights find hardly any; 6 % is what a response may have
+    near = torch.zeros(n, dtype=torch.bool)
+    near[list(grow(hidden, salient.nonzero()[:, 0].tolist()))] = True
+    if wrong:
+        lowered = -2 * torch.sigmoid((p_judge / p_base).detach() - 1.5) * torch.log(1 - p_base)
+        terms = torch.where(salient, lowered, torch.where(near, 0.0, -p_standard.detach().sqrt() * p_base.log()))
+    else:
+        share = (p_standard / 0.95).detach()
+        terms = -torch.where(salient, 1.0, torch.where(near, share**0.3, share**0.6)) * p_base.log()
+    return 10 * (terms.mean() - p_base.log().mean())
+
+
+PATTERNS: dict[str, Callable[[dict[str, Any]], Measure]] = {
+    "ours": _ours,
+    "ours2": _ours_on_two,
+    "plain": _plain,
+    "trl": _trl,
+    "released": _released,
+}
