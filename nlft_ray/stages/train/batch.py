@@ -30,6 +30,8 @@ class MicroBatch:
     """(M,) float32, weights of -log p."""
     unlikelihood: Tensor
     """(M,) float32, weights of -log(1 - p)."""
+    anchor: Tensor
+    """(M,) float32, how much of `likelihood` the policy's plain likelihood term brings."""
     tokens_per_example: Tensor
     """(B,) n of each example: all its trained tokens, those without a weight too."""
 
@@ -38,11 +40,11 @@ class MicroBatch:
         """Without examples: one row of padding with weight 0, for a worker that has nothing to do but take part."""
         if not examples:
             nothing = np.zeros(1, np.float32)
-            examples = [Example("", np.full(2, pad_id, np.int32), 1, nothing, nothing)]
+            examples = [Example("", np.full(2, pad_id, np.int32), 1, nothing, nothing, nothing)]
         batch = pad_batch([(example.input_ids.tolist(), example.response_start) for example in examples], pad_id)
-        likelihood, unlikelihood = (
+        likelihood, unlikelihood, anchor = (
             torch.from_numpy(np.concatenate([getattr(example, term) for example in examples]))
-            for term in ("likelihood", "unlikelihood")
+            for term in ("likelihood", "unlikelihood", "anchor")
         )
         weighted = (likelihood > 0) | (unlikelihood > 0)
         if not weighted.any():
@@ -57,6 +59,7 @@ class MicroBatch:
             example=batch.example[weighted],
             likelihood=likelihood[weighted],
             unlikelihood=unlikelihood[weighted],
+            anchor=anchor[weighted],
             tokens_per_example=torch.tensor([example.n for example in examples]),
         )
 

@@ -48,6 +48,8 @@ class Example:
     """(n,) weights of -log p."""
     unlikelihood: npt.NDArray[np.float32]
     """(n,) weights of -log(1 - p)."""
+    anchor: npt.NDArray[np.float32]
+    """(n,) how much of `likelihood` the policy's plain likelihood term brings; told apart in the metrics only."""
 
     @property
     def n(self) -> int:
@@ -106,6 +108,7 @@ class Weighing:
             response_start=row["response_start"],
             likelihood=weights.likelihood.astype(np.float32),
             unlikelihood=weights.unlikelihood.astype(np.float32),
+            anchor=weights.anchor.astype(np.float32),
         )
         if not example.weighted.any():
             self.counts["rows_without_weight"] += 1

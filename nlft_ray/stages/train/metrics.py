@@ -20,9 +20,11 @@ class StepMetrics:
     """Counts from 1."""
     loss: float
     loss_likelihood: float
-    """The part of the loss that raises tokens."""
+    """The part of the loss that raises tokens by the policy's weights."""
     loss_unlikelihood: float
     """The part that lowers tokens."""
+    loss_anchor: float
+    """The part of the plain likelihood term that a policy adds to correct responses."""
     gradient_norm: float
     """Before it is limited by max_gradient_norm."""
     learning_rate: float

@@ -47,13 +47,14 @@ class Stepper:
         self._engine.set_learning_rate(rate)
         losses = self._accumulate(step, batch)
         norm = self._update()
-        likelihood, unlikelihood = losses.tolist()
+        likelihood, unlikelihood, anchor = losses.tolist()
         return StepMetrics(
             step=step + 1,
             epoch=self._order.epoch(step) + 1,
-            loss=likelihood + unlikelihood,
+            loss=likelihood + unlikelihood + anchor,
             loss_likelihood=likelihood,
             loss_unlikelihood=unlikelihood,
+            loss_anchor=anchor,
             gradient_norm=norm,
             learning_rate=rate,
             examples=len(batch),
@@ -71,7 +72,7 @@ class Stepper:
         )
 
     def _accumulate(self, step: int, batch: Sequence[Example]) -> Tensor:
-        """Add up the gradients of this worker's micro-batches; (2,) both parts of the loss, over all workers."""
+        """Add up the gradients of this worker's micro-batches; (3,) the parts of the loss, over all workers."""
         shares = self._split.micro_batches(self._order.batch(step), self._rank)
         parts = []
         for number, share in enumerate(shares):
@@ -88,10 +89,15 @@ class Stepper:
         return total
 
     def _backward(self, mine: Sequence[Example], batch: Sequence[Example]) -> Tensor:
-        """Loss and gradients of one micro-batch; (2,) its share of both parts of the step's loss."""
+        """Loss and gradients of one micro-batch; (3,) its share of the parts of the step's loss.
+
+        They are what the weights raise, what they lower, and the anchor: the plain likelihood term.
+        """
         micro = MicroBatch.of(mine, self._pad_id).to(self._engine.device)
         losses = token_losses(self._engine.logits(micro), micro.targets, micro.likelihood, micro.unlikelihood)
-        parts = torch.stack([self._normalise(part, micro, batch) for part in losses]) * self._options.policy.loss_scale
+        anchor = losses.likelihood * (micro.anchor / micro.likelihood.where(micro.likelihood > 0, 1.0))
+        terms = (losses.likelihood - anchor, losses.unlikelihood, anchor)
+        parts = torch.stack([self._normalise(term, micro, batch) for term in terms]) * self._options.policy.loss_scale
         # The parts are sums over this micro-batch, divided already by what the whole step holds, so gradients must
         # simply add up. DeepSpeed would divide by the number of micro-batches, which scale_wrt_gas turns off, and
         # it averages over the workers instead of adding, which the factor undoes.

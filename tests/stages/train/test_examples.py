@@ -28,6 +28,7 @@ def test_an_example_has_the_weights_that_the_policy_gives(scored: str) -> None:
         assert example.input_ids.tolist() == row["input_ids"]
         np.testing.assert_allclose(example.likelihood, weights.likelihood, rtol=1e-6)
         np.testing.assert_allclose(example.unlikelihood, weights.unlikelihood, rtol=1e-6)
+        np.testing.assert_allclose(example.anchor, weights.anchor)
     counts = weighing.counts
     assert (counts["correct"], counts["incorrect"]) == (6, 5)
     assert counts["tokens"] == counts["weighted_tokens"] + counts["silenced_tokens"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
+from nlft_ray.scored import facts_of
 from nlft_ray.stages.train import loop
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import Order
@@ -103,6 +104,28 @@ def test_sft_is_plain_cross_entropy(model: str, scored: str, tmp_path: Path) -> 
         logits = base(ids[None]).logits[0, row["response_start"] - 1 : -1]
         losses.append(cross_entropy(logits, ids[row["response_start"] :]).item())
     assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -> None:
+    config = support.train_config(model, scored, tmp_path, epochs=1, batch_size=11)
+    trained(config)
+    (line,) = read_metrics(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    anchor, raised, lowered = 0.0, 0.0, 0.0
+    for row in support.scored_rows():
+        ids = torch.tensor(row["input_ids"])
+        logits = base(ids[None]).logits[0, row["response_start"] - 1 : -1]
+        losses = cross_entropy(logits, ids[row["response_start"] :], reduction="none").double()
+        weights = config.policy.weigh(facts_of(row))
+        sign, weight = torch.from_numpy(weights.sign), torch.from_numpy(weights.weight)
+        anchor += (losses * config.policy.anchor).mean().item() if row["verdict"] == "correct" else 0.0
+        raised += (losses * weight * (sign > 0)).mean().item()
+        lowered += (-torch.log1p(-torch.exp(-losses)) * weight * (sign < 0)).mean().item()
+    expected = {"loss_anchor": anchor, "loss_likelihood": raised, "loss_unlikelihood": lowered}
+    expected["loss"] = sum(expected.values())
+    assert min(expected.values()) > 0
+    for name, value in expected.items():
+        assert line[name] == pytest.approx(value / 11, rel=1e-5)
 
 
 def test_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
