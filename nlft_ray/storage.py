@@ -149,6 +149,11 @@ class Folder:
                 pafs.copy_files(f"{self.path}/{name}", str(Path(scratch) / name), source_filesystem=self.filesystem)
             yield [Path(scratch) / name for name in names]
 
+    def upload(self, source: str, name: str) -> None:
+        """Copy a local folder into this one, file by file."""
+        self.filesystem.create_dir(f"{self.path}/{name}", recursive=True)
+        pafs.copy_files(source, f"{self.path}/{name}", destination_filesystem=self.filesystem)
+
     def _committed(self, name: str) -> "_Commit":
         return _Commit(self, name)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
@@ -47,6 +47,10 @@ class Progress:
     optimizer_steps: int
     metrics: list[dict[str, Any]]
     """The record of the steps done, oldest first."""
+
+    @classmethod
+    def at_start(cls, seed: int) -> Self:
+        return cls(steps_done=0, seed=seed, optimizer_steps=0, metrics=[])
 
 
 class Checkpoints:
@@ -88,7 +92,7 @@ class Checkpoints:
         """
         self.finish()
         tensors = self._own_share(engine)
-        progress = Progress(steps_done, seed, optimizer_steps(engine), metrics)
+        progress = Progress(steps_done, seed, optimizer_steps(engine), list(metrics))
         self._writing = self._thread.submit(self._write, tensors, progress)
 
     def finish(self) -> None:

@@ -5,9 +5,9 @@ this file too, and training begins only when it has.
 """
 
 import os
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,12 @@ _ray_train: Any = ray.train  # the annotations are those of Ray Train's first ve
 _TorchTrainer: Any = TorchTrainer
 
 _POLLING_SECONDS = "0.25"
+_RESIZING_SECONDS = 60.0  # between looks whether an elastic training could have more workers
 
 _NOT_IDENTITY = (
     "prompts",  # the table holds ids: prompts were rendered when it was scored
+    "zero_stage",
+    "num_workers",
     "micro_batch_size_per_worker",
     "cpus_per_worker",
     "gpus_per_worker",
@@ -54,8 +57,7 @@ _NOT_IDENTITY = (
     "checkpoints_to_keep",
     "max_failures",
 )
-"""Settings that do not change what is trained. A checkpoint is cut to the number of workers and the ZeRO stage, so
-these two do count."""
+"""Settings that do not change what is trained: a training may go on, or be complete, under others."""
 
 
 def train(config: TrainConfig) -> StageResult:
@@ -65,8 +67,6 @@ def train(config: TrainConfig) -> StageResult:
         UserError: the input does not fit, the output belongs to something else, or training cannot go on.
     """
     source, output = Folder(config.input), Folder(config.output)
-    if "://" in config.output:
-        raise UserError(f"output: {config.output} is a URI; train writes to a file system that all its workers share.")
     scored = read_manifest(source, table="scored")
     check_deepspeed_keys(config.deepspeed)
     identity = _identity(config, scored)
@@ -77,9 +77,9 @@ def train(config: TrainConfig) -> StageResult:
     survey = _survey(config, source, output, identity, scored)
     steps = order_of(config, int(survey.counts["examples"])).steps
     ray_runtime.connect(config.ray_address)
-    with Watch(Path(output.path), steps):
+    with Watch(output, steps):
         _fit(config, output, identity)
-    after = read_metrics(Path(output.path))
+    after = read_metrics(output)
     kept = {line["step"]: line["seconds"] for line in after}
     manifest = survey.model_copy(
         update={
@@ -116,7 +116,7 @@ def _identity(config: TrainConfig, scored: Manifest) -> Identity:
 
 
 def _seconds_of_steps(output: Folder) -> dict[int, float]:
-    return {line["step"]: line["seconds"] for line in read_metrics(Path(output.path))}
+    return {line["step"]: line["seconds"] for line in read_metrics(output)}
 
 
 def _survey(config: TrainConfig, source: Folder, output: Folder, identity: Identity, scored: Manifest) -> Manifest:
@@ -158,15 +158,17 @@ def _fit(config: TrainConfig, output: Folder, identity: Identity) -> None:
         train_loop_config={"config": _absolute(config), "cpus": resources["CPU"], "gpus": resources.get("GPU", 0)},
         scaling_config=_ray_train.ScalingConfig(
             num_workers=config.num_workers,
+            elastic_resize_monitor_interval_s=_RESIZING_SECONDS,
             use_gpu=resources.get("GPU", 0) > 0,
             resources_per_worker=resources,
             label_selector=config.label_selector or None,
         ),
         run_config=_ray_train.RunConfig(
-            name=identity.fingerprint(),
-            storage_path=(output / "checkpoints").path,
+            # Checkpoints are our own, so Ray Train is to remember nothing: it would take a name that it knows for the
+            # same training, and its record of checkpoints is lost where a kill meets it in the writing.
+            name=f"{identity.fingerprint()}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(Path(tempfile.gettempdir()) / "nlft-ray-train"),
             failure_config=_ray_train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=_ray_train.CheckpointConfig(num_to_keep=config.checkpoints_to_keep),
             callbacks=[_Failures(output)],
             logging_config=_ray_train.LoggingConfig(log_level="ERROR"),
         ),
@@ -183,11 +185,8 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     """The same with absolute paths: Ray Train's workers run in a folder of their own."""
     model = Path(config.model.path).expanduser()
     model_path = str(model.absolute()) if model.is_dir() else config.model.path
-    source = config.input if "://" in config.input else Folder(config.input).path
     return config.model_copy(
         update={
-            "input": source,
-            "output": Folder(config.output).path,
             "model": config.model.model_copy(update={"path": model_path}),
         }
     )
@@ -227,41 +226,23 @@ def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # before DeepSpeed looks for a device
     import torch
 
+    from nlft_ray.stages.train.checkpoints import Checkpoints
     from nlft_ray.stages.train.loop import train_worker
 
     torch.set_num_threads(max(min(int(settings["cpus"]), os.cpu_count() or 1), 1))
+    config: TrainConfig = settings["config"]
     try:
-        train_worker(settings["config"], _RaySession())
+        train_worker(config, Checkpoints(Folder(config.output) / "checkpoints", config.checkpoints_to_keep))
     except UserError as error:
         return {"user_error": str(error)}
     return None
-
-
-class _RaySession:
-    """Ray Train as the loop sees it."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 class _Failures(ray.train.UserCallback):
     """Leaves word of lost workers where the driver looks: it lives in another process."""
 
     def __init__(self, output: Folder):
-        self._output = Path(output.path)
+        self._output = output
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         rank, error = next(iter(worker_exceptions.items()))

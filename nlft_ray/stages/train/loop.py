@@ -1,28 +1,24 @@
 """The training loop of one worker: it knows torch.distributed and DeepSpeed, but not who started it."""
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch.distributed as dist
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import load_tokenizer, max_length
-from nlft_ray.stages.train.engine import Engine, build_engine
+from nlft_ray.stages.train.checkpoints import Checkpoints, Progress
+from nlft_ray.stages.train.engine import build_engine
 from nlft_ray.stages.train.examples import Example, Weighing
 from nlft_ray.stages.train.metrics import MetricsLog
 from nlft_ray.stages.train.order import Order, Split, order_of
-from nlft_ray.stages.train.session import Session
 from nlft_ray.stages.train.step import Stepper
 from nlft_ray.stages.train.weights import write_weights
 from nlft_ray.storage import Folder
 
-_TAG = "state"
 
-
-def train_worker(config: TrainConfig, session: Session) -> None:
+def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
     """Train from the newest checkpoint (or from the start) to the end, and write the weights.
 
     Raises:
@@ -30,18 +26,21 @@ def train_worker(config: TrainConfig, session: Session) -> None:
     """
     examples, pad_id = _prepare(config)
     order = order_of(config, len(examples))
-    split = Split(session.world_size, config.micro_batch_size_per_worker, min(config.batch_size, len(examples)))
+    workers = dist.get_world_size()
+    split = Split(workers, config.micro_batch_size_per_worker, min(config.batch_size, len(examples)))
     engine = build_engine(config, split.micro_steps)
     stepper = Stepper(engine, config, examples, order, split, pad_id)
-    done = _restore(engine, session)
-    output = Path(Folder(config.output).path)
-    with MetricsLog(output, done) if session.rank == 0 else nullcontext() as log:
-        for step in range(done, order.steps):
+    output = Folder(config.output)
+    # Order, learning rates and dropout follow from the seed and the step: that, the states and the record are all.
+    progress = checkpoints.restore(engine.deepspeed) or Progress.at_start(config.seed)
+    with MetricsLog(output, progress.metrics) if dist.get_rank() == 0 else nullcontext() as log:
+        for step in range(progress.steps_done, order.steps):
             metrics = stepper.take(step)
             if log:
                 log.add(metrics)
             if _is_checkpoint_due(config, order, step):
-                _save(engine, config, session, step + 1)
+                checkpoints.save(engine.deepspeed, step + 1, config.seed, log.lines if log else [])
+        checkpoints.finish()
     write_weights(engine, output, adapters=config.lora is not None)
 
 
@@ -77,25 +76,3 @@ def _is_checkpoint_due(config: TrainConfig, order: Order, step: int) -> bool:
     if config.checkpoint_every_steps is None:
         return order.ends_epoch(step)
     return (step + 1) % config.checkpoint_every_steps == 0
-
-
-def _save(engine: Engine, config: TrainConfig, session: Session, done: int) -> None:
-    """Model, optimizer and the number of steps done are all there is: order, rates and dropout follow from it."""
-    with tempfile.TemporaryDirectory(prefix="nlft-ray-checkpoint-") as folder:
-        (Path(folder) / _TAG).mkdir()
-        engine.deepspeed.save_checkpoint(
-            folder, tag=_TAG, client_state={"steps_done": done}, exclude_frozen_parameters=config.lora is not None
-        )
-        session.save_checkpoint(Path(folder), done)
-
-
-def _restore(engine: Engine, session: Session) -> int:
-    """Load the newest checkpoint; the number of steps done."""
-    with session.latest_checkpoint() as folder:
-        if folder is None:
-            return 0
-        # Not strict: with adapters, the checkpoint holds the trained parameters only.
-        path, state = engine.deepspeed.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        if path is None:
-            raise RuntimeError(f"the checkpoint in {folder} does not load")
-        return int(state["steps_done"])

@@ -1,13 +1,19 @@
 """The record of a training: a line of JSON for each optimizer step, and the same for TensorBoard."""
 
 import json
-import shutil
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nlft_ray.storage import Folder
+
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+_SECONDS_BETWEEN_OBJECTS = 10.0
 
 
 @dataclass(frozen=True)
@@ -33,31 +39,32 @@ class StepMetrics:
     seconds: float
 
 
-def read_metrics(output: Path) -> list[dict[str, Any]]:
+def read_metrics(output: Folder) -> list[dict[str, Any]]:
     """The lines written so far. The last may be cut short by a kill, or still be in the writing: it is left out."""
-    path = output / METRICS
-    if not path.is_file():
+    if not output.has(METRICS):
         return []
-    *whole, _ = path.read_text().split("\n")
+    *whole, _ = output.read_text(METRICS).split("\n")
     return [json.loads(line) for line in whole]
 
 
 class MetricsLog:
-    """Writes the record. A resumed training takes back the steps that it will take again, so none is there twice."""
+    """Writes the record. A resumed training begins with the lines of its checkpoint, so that none is there twice.
 
-    def __init__(self, output: Path, steps_done: int):
+    A local file grows line by line. An object in a store cannot: it is written anew every ten seconds.
+    """
+
+    def __init__(self, output: Folder, lines: Sequence[dict[str, Any]]):
         from torch.utils.tensorboard import SummaryWriter  # torch: only who writes the record shall wait for it
 
-        kept = [line for line in read_metrics(output) if line["step"] <= steps_done]
-        output.mkdir(parents=True, exist_ok=True)
-        written = output / f".{METRICS}"
-        written.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        written.replace(output / METRICS)
-        shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
-        self._board = SummaryWriter(output / TENSORBOARD)
-        for line in kept:
+        self.lines = list(lines)
+        self._output = output
+        self._write_all()
+        self._file = (Path(output.path) / METRICS).open("a") if output.is_local else None
+        (output / TENSORBOARD).remove()
+        self._scratch = None if output.is_local else tempfile.TemporaryDirectory()
+        self._board = SummaryWriter(self._scratch.name if self._scratch else f"{output.path}/{TENSORBOARD}")
+        for line in lines:
             self._draw(line)
-        self._file = (output / METRICS).open("a")
 
     def __enter__(self) -> Self:
         return self
@@ -65,16 +72,29 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         self._board.close()
+        if self._file:
+            self._file.close()
+        if self._scratch:
+            self._write_all()
+            self._output.upload(self._scratch.name, TENSORBOARD)
+            self._scratch.cleanup()
 
     def add(self, metrics: StepMetrics) -> None:
         line = asdict(metrics)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self.lines.append(line)
         self._draw(line)
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        elif time.monotonic() - self._written > _SECONDS_BETWEEN_OBJECTS:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        self._output.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._written = time.monotonic()
 
     def _draw(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 self._board.add_scalar(name, value, line["step"])

@@ -1,28 +1,29 @@
 """What the person at the terminal sees while workers train elsewhere: it is read from the files that they write."""
 
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from nlft_ray.progress import RowProgress, log
 from nlft_ray.stages.train.metrics import read_metrics
+from nlft_ray.storage import Folder
 
 _FAILURES = "failures.log"
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0
 
 
-def note_failure(output: Path, message: str) -> None:
+def note_failure(output: Folder, message: str) -> None:
     """Leave word of a failure that training recovers from."""
-    with (output / _FAILURES).open("a") as file:
-        file.write(" ".join(message.split())[:500] + "\n")
+    earlier = output.read_text(_FAILURES) if output.has(_FAILURES) else ""
+    output.write_text(_FAILURES, earlier + " ".join(message.split())[:500] + "\n")
 
 
 class Watch:
     """Shows steps, loss and failures until it is left."""
 
-    def __init__(self, output: Path, steps: int):
+    def __init__(self, output: Folder, steps: int):
         self._output, self._steps = output, steps
+        self._pause = _SECONDS_BETWEEN_LOOKS if output.is_local else _SECONDS_BETWEEN_DOWNLOADS
         self._failures_seen = len(self._failures())
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -39,12 +40,12 @@ class Watch:
 
     def _run(self) -> None:
         done = len(read_metrics(self._output))
-        while len(read_metrics(self._output)) == done and not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
+        while len(read_metrics(self._output)) == done and not self._stopped.wait(self._pause):
             self._show_failures()  # workers are starting: that time says nothing about the time left
         with RowProgress("train", self._steps, done, unit="steps") as progress:
             last = False
             while not last:
-                last = self._stopped.wait(_SECONDS_BETWEEN_LOOKS)
+                last = self._stopped.wait(self._pause)
                 lines = read_metrics(self._output)
                 if len(lines) != done:
                     tokens = sum(line["weighted_tokens"] for line in lines[done:])
@@ -60,5 +61,4 @@ class Watch:
         self._failures_seen = len(failures)
 
     def _failures(self) -> list[str]:
-        path = self._output / _FAILURES
-        return path.read_text().splitlines() if path.is_file() else []
+        return self._output.read_text(_FAILURES).splitlines() if self._output.has(_FAILURES) else []

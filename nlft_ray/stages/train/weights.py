@@ -1,6 +1,7 @@
 """What a training leaves behind: `weights/`, a PEFT adapter folder, or a whole model's folder."""
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nlft_ray.stages.train.engine import Engine
+from nlft_ray.storage import Folder
 
 WEIGHTS = "weights"
 
 
-def write_weights(engine: Engine, output: Path, *, adapters: bool) -> None:
+def write_weights(engine: Engine, output: Folder, *, adapters: bool) -> None:
     """Bring the parameters together and write them. Every worker calls it; the first one writes."""
     parameters = _gathered(engine.model, adapters)
     if dist.get_rank() == 0:
-        with _whole_folder(output / WEIGHTS) as folder:
+        with _whole_folder(output, WEIGHTS) as folder:
             if adapters:
                 _write_adapters(engine.model, parameters, folder)
             else:
@@ -64,9 +66,15 @@ def _write_model(model: Any, parameters: dict[str, Tensor], folder: Path) -> Non
 
 
 @contextmanager
-def _whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its final place when it is complete."""
-    written = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+def _whole_folder(output: Folder, name: str) -> Iterator[Path]:
+    """A local folder to write into. A local output shows it when it is complete; a store, file by file."""
+    if not output.is_local:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            output.upload(scratch, name)
+        return
+    final = Path(output.path) / name
+    written = final.with_name(f".{name}.{uuid.uuid4().hex}")
     written.mkdir(parents=True)
     try:
         yield written

@@ -1,21 +1,20 @@
 """A tiny random model with a tokenizer, scored tables made up for it, and training without Ray."""
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.models import tokenizer_fingerprint
 from nlft_ray.sandbox.tokenizer import build_tokenizer, vocabulary
 from nlft_ray.settings import validate
+from nlft_ray.stages.train.checkpoints import Checkpoints
+from nlft_ray.stages.train.metrics import read_metrics
+from nlft_ray.storage import Folder
 from tests.tables import write_table
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}  # what DeepSpeed reads when it is imported
@@ -90,25 +89,25 @@ def train_config(folder: str, scored: str, output: Path | str, **changes: Any) -
     return validate(TrainConfig, values | changes)
 
 
-class LocalSession:
-    """A worker's session without Ray: checkpoints are copied into a folder."""
+class StoppingCheckpoints(Checkpoints):
+    """Checkpoints of a worker; with `stop_after`, training breaks off right after that step's."""
 
-    def __init__(self, folder: Path, rank: int = 0, world_size: int = 1, stop_after: int | None = None):
-        self.rank, self.world_size = rank, world_size
-        self._folder, self._stop_after = folder, stop_after
+    def __init__(self, folder: Path, stop_after: int | None = None):
+        super().__init__(Folder(str(folder)), keep=1)
+        self._stop_after = stop_after
         self.saved: list[int] = []
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        kept = sorted(self._folder.glob("*")) if self._folder.exists() else []
-        yield kept[-1] if kept else None
-
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        shutil.copytree(folder, self._folder / f"{step:06d}", dirs_exist_ok=True)  # the workers' files side by side
-        self.saved.append(step)
-        dist.barrier()
-        if step == self._stop_after:
+    def save(self, engine: Any, steps_done: int, seed: int, metrics: list[dict[str, Any]]) -> None:
+        super().save(engine, steps_done, seed, metrics)
+        self.saved.append(steps_done)
+        if steps_done == self._stop_after:
+            self.finish()
             raise Stopped
+
+
+def record(output: str | Path) -> list[dict[str, Any]]:
+    """The metrics that a training wrote, step by step."""
+    return read_metrics(Folder(str(output)))
 
 
 class Stopped(Exception):

@@ -19,7 +19,6 @@ from nlft_ray.errors import UserError
 from nlft_ray.manifest import Manifest
 from nlft_ray.schema import TABLES
 from nlft_ray.stages.train.job import train
-from nlft_ray.stages.train.metrics import read_metrics
 from tests.stages.train import support, workers
 from tests.tables import read_rejects, write_table
 
@@ -39,7 +38,7 @@ def a_worker_killed_at(step: int, output: Path) -> Iterator[None]:
     over = threading.Event()
 
     def kill() -> None:
-        while len(read_metrics(output)) < step and not over.wait(0.02):
+        while len(support.record(output)) < step and not over.wait(0.02):
             pass
         for process in [found for found in psutil.Process().children(recursive=True) if is_worker(found)][-1:]:
             os.kill(process.pid, signal.SIGKILL)
@@ -68,13 +67,13 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     first = support.train_config(model, scored, output, **settings, max_failures=0)
     with a_worker_killed_at(20, output), pytest.raises(ray.train.TrainingFailedError):
         train(first)
-    before = read_metrics(output)
+    before = support.record(output)
     assert 20 <= len(before) < 60
     began = time.monotonic()
     with a_worker_killed_at(40, output):
         result = train(support.train_config(model, scored, output, **settings, max_failures=2))
     assert "failed" in capsys.readouterr().err
-    after = read_metrics(output)
+    after = support.record(output)
     assert [line["step"] for line in after] == list(range(1, 61))
     assert after[:7] == before[:7]  # kept, not taken again
     assert result.manifest.counts["steps"] == 60

@@ -15,7 +15,6 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.scored import facts_of
 from nlft_ray.stages.train import loop
-from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import Order
 from tests.stages.train import support, workers
 
@@ -34,7 +33,7 @@ def weights_of(config: TrainConfig) -> dict[str, Tensor]:
 
 
 def trained(config: TrainConfig) -> dict[str, Tensor]:
-    loop.train_worker(config, support.LocalSession(Path(config.output) / "checkpoints"))
+    loop.train_worker(config, support.StoppingCheckpoints(Path(config.output) / "checkpoints"))
     return weights_of(config)
 
 
@@ -63,13 +62,13 @@ def test_a_stopped_training_ends_where_an_undisturbed_one_does(
     config = support.train_config(model, scored, tmp_path / "stopped", **changes)
     checkpoints = tmp_path / "checkpoints"
     with pytest.raises(support.Stopped):
-        loop.train_worker(config, support.LocalSession(checkpoints, stop_after=4))
+        loop.train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after=4))
     (tmp_path / "stopped" / "metrics.jsonl").open("a").write('{"step": 5, ')
-    session = support.LocalSession(checkpoints)
-    loop.train_worker(config, session)
-    assert session.saved == [6, 8]
+    resumed = support.StoppingCheckpoints(checkpoints)
+    loop.train_worker(config, resumed)
+    assert resumed.saved == [6, 8]
     assert_same(whole, weights_of(config))
-    runs = [read_metrics(tmp_path / name) for name in ("whole", "stopped")]
+    runs = [support.record(tmp_path / name) for name in ("whole", "stopped")]
     assert [line["step"] for line in runs[1]] == list(range(1, 10))
     for one, other in zip(*runs, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -103,13 +102,13 @@ def test_sft_is_plain_cross_entropy(model: str, scored: str, tmp_path: Path) -> 
         ids = torch.tensor(row["input_ids"][: row["response_start"]] + row["standard_ids"])
         logits = base(ids[None]).logits[0, row["response_start"] - 1 : -1]
         losses.append(cross_entropy(logits, ids[row["response_start"] :]).item())
-    assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert support.record(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -> None:
     config = support.train_config(model, scored, tmp_path, epochs=1, batch_size=11)
     trained(config)
-    (line,) = read_metrics(tmp_path)
+    (line,) = support.record(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(model)
     anchor, raised, lowered = 0.0, 0.0, 0.0
     for row in support.scored_rows():
@@ -130,7 +129,7 @@ def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -
 
 def test_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
     trained(support.train_config(model, scored, tmp_path, policy="sft", epochs=20))
-    losses = [line["loss"] for line in read_metrics(tmp_path)]
+    losses = [line["loss"] for line in support.record(tmp_path)]
     assert sum(losses[-3:]) < sum(losses[:3]) / 4
 
 

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nlft_ray.stages.train.metrics import METRICS, MetricsLog, StepMetrics, read_metrics
+from nlft_ray.stages.train.metrics import METRICS, MetricsLog, StepMetrics
+from nlft_ray.storage import Folder
+from tests.stages.train.support import record
 
 
 def metrics(step: int, loss: float = 1.0) -> StepMetrics:
@@ -12,14 +15,30 @@ def metrics(step: int, loss: float = 1.0) -> StepMetrics:
 
 
 def test_a_resumed_record_has_every_step_once(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, 0) as log:
-        for step in (1, 2, 3, 4):
+    with MetricsLog(Folder(str(tmp_path)), []) as log:
+        for step in (1, 2):
+            log.add(metrics(step))
+        checkpoint = list(log.lines)
+        for step in (3, 4):
             log.add(metrics(step))
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "lo')  # killed while it wrote
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
-    with MetricsLog(tmp_path, 2) as log:
+    assert [line["step"] for line in record(tmp_path)] == [1, 2, 3, 4]
+    with MetricsLog(Folder(str(tmp_path)), checkpoint) as log:
         log.add(metrics(3, loss=7.0))
-    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 7.0)]
+    assert [(line["step"], line["loss"]) for line in record(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 7.0)]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 7.0)]
+
+
+def test_a_record_in_a_store_is_whole_after_an_error_too(tmp_path: Path) -> None:
+    """fsspec's way to the same local folder behaves as a store does: files are written whole."""
+    output = Folder(f"fsspec+file://{tmp_path}/out")
+    assert not output.is_local
+    with pytest.raises(ZeroDivisionError), MetricsLog(output, []) as log:
+        log.add(metrics(1))
+        log.add(metrics(2))
+        _ = 1 / 0
+    assert [line["step"] for line in record(str(output))] == [1, 2]
+    board = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2]

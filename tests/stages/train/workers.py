@@ -85,9 +85,8 @@ def save_gradients(config: TrainConfig, path: Path) -> None:
 
 def train_in(config: TrainConfig, checkpoints: Path, stop_after: int | None = None) -> None:
     """Train, or continue; with `stop_after`, break off right after the checkpoint of that step."""
-    session = support.LocalSession(checkpoints, dist.get_rank(), dist.get_world_size(), stop_after)
     try:
-        train_worker(config, session)
+        train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after))
     except support.Stopped:
         dist.barrier()
 
