@@ -90,8 +90,8 @@ class StageResult(Strict):
     """True where the output was already complete and nothing ran."""
 
 
-def read_manifest(folder: Folder, *, table: str | tuple[str, ...]) -> Manifest:
-    """The manifest of a stage's input.
+def read_manifest(folder: Folder, *, table: str | tuple[str, ...], option: str = "input") -> Manifest:
+    """The manifest of a stage's input, which a setting called `option` names.
 
     Raises:
         UserError: the folder is missing, its stage has not finished, or it holds another kind of table.
@@ -102,13 +102,13 @@ def read_manifest(folder: Folder, *, table: str | tuple[str, ...]) -> Manifest:
         if not folder.exists():
             state = "does not exist"
         raise UserError(
-            f"input: {folder} {state}. It must be a folder of {' or '.join(wanted)} written by a stage of nlft-ray; "
+            f"{option}: {folder} {state}. It must be a folder of {' or '.join(wanted)} written by a stage of nlft-ray; "
             "`nlft-ray import` makes one from files of your own."
         )
     manifest = Manifest.model_validate_json(folder.read_text(MANIFEST))
     if manifest.identity.table not in wanted:
         raise UserError(
-            f"input: {folder} holds {manifest.identity.table} (made by stage '{manifest.identity.stage}'); "
+            f"{option}: {folder} holds {manifest.identity.table} (made by stage '{manifest.identity.stage}'); "
             f"this stage reads {' or '.join(wanted)}."
         )
     return manifest

@@ -204,8 +204,9 @@ class TrainOptions(Strict):
     """DeepSpeed ZeRO: 1 shards optimizer states over the workers, 2 gradients too, 3 parameters too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    num_workers: PositiveInt = 1
-    """Training processes, one for each GPU."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training processes, one for each GPU. `[least, most]` takes as many as find room, and goes on from the last
+    checkpoint with more or fewer when machines come or go."""
     cpus_per_worker: PositiveInt | None = None
     """CPU cores, and threads, of one worker; unset, the machine's cores divided by the workers."""
     gpus_per_worker: Literal[0, 1] | None = None
@@ -218,10 +219,30 @@ class TrainOptions(Strict):
     """Newest checkpoints that stay on disk."""
     max_failures: NonNegativeInt = 3
     """Restarts from the last checkpoint after a lost worker."""
+    held_out: FolderPath | None = None
+    """Scored table that is not trained on, whose loss is measured on the way; unset, none."""
+    held_out_every_steps: PositiveInt | None = None
+    """Optimizer steps between measurements on `held_out`; unset, once an epoch."""
     seed: NonNegativeInt = 0
     """Seed of the order of examples and of the adapters' initialisation."""
     deepspeed: dict[str, Any] = {}
     """Further keys of DeepSpeed's configuration, such as offloading. Keys that nlft-ray sets itself are errors."""
+
+    @property
+    def least_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> "TrainOptions":
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"num_workers: the least ({self.least_workers}) is above the most ({self.most_workers})")
+        if self.held_out_every_steps is not None and self.held_out is None:
+            raise ValueError("held_out_every_steps needs `held_out`, the table to measure on")
+        return self
 
 
 class EvaluateOptions(Strict):

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def train(config: TrainConfig) -> StageResult:
     source, output = Folder(config.input), Folder(config.output)
     scored = read_manifest(source, table="scored")
     check_deepspeed_keys(config.deepspeed)
-    identity = _identity(config, scored)
+    held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
+    identity = _identity(config, scored, held_out)
     complete = begin(output, identity, overwrite=config.overwrite)
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
@@ -83,7 +85,7 @@ def train(config: TrainConfig) -> StageResult:
     kept = {line["step"]: line["seconds"] for line in after}
     manifest = survey.model_copy(
         update={
-            "counts": survey.counts | {"steps": len(after), "final_loss": after[-1]["loss"]},
+            "counts": survey.counts | {"steps": len(after), "final_loss": after[-1]["loss"]} | _best_held_out(after),
             "seconds": time.monotonic()
             - began
             + sum(seconds for step, seconds in earlier.items() if kept.get(step) == seconds),
@@ -93,15 +95,16 @@ def train(config: TrainConfig) -> StageResult:
     return StageResult(output=config.output, manifest=manifest)
 
 
-def _identity(config: TrainConfig, scored: Manifest) -> Identity:
+def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) -> Identity:
     from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 
     tokenizer = tokenizer_fingerprint(load_tokenizer(config.model))
-    if scored.identity.tokenizer not in (None, tokenizer):
-        raise UserError(
-            f"input: {config.input} holds ids of another tokenizer (tokenizer: {scored.identity.tokenizer} there, "
-            f"{tokenizer} in {config.model.path}). Use the model that it was scored with, or score again."
-        )
+    for option, folder, table in (("input", config.input, scored), ("held_out", config.held_out, held_out)):
+        if table and table.identity.tokenizer not in (None, tokenizer):
+            raise UserError(
+                f"{option}: {folder} holds ids of another tokenizer (tokenizer: {table.identity.tokenizer} there, "
+                f"{tokenizer} in {config.model.path}). Use the model that it was scored with, or score again."
+            )
     identity = identity_of(
         config,
         "train",
@@ -112,7 +115,24 @@ def _identity(config: TrainConfig, scored: Manifest) -> Identity:
     )
     for name in _NOT_IDENTITY:
         del identity.config[name]
+    if held_out:
+        identity.config["held_out"] = input_fingerprint(held_out)
+        if identity.config["held_out"] == identity.input:
+            raise UserError(f"held_out: {config.held_out} is the table that is trained on. Name another.")
     return identity
+
+
+def _best_held_out(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The step after which the loss on the held-out table was lowest."""
+    measured = [line for line in lines if line["held_out_loss"] is not None]
+    if not measured:
+        return {}
+    best, last = min(measured, key=lambda line: line["held_out_loss"]), measured[-1]
+    log(
+        f"train: the loss on held-out rows was lowest after step {best['step']}: {best['held_out_loss']:.4f}; "
+        f"after step {last['step']} it is {last['held_out_loss']:.4f}."
+    )
+    return {"best_held_out_step": best["step"], "best_held_out_loss": best["held_out_loss"]}
 
 
 def _seconds_of_steps(output: Folder) -> dict[int, float]:
@@ -202,11 +222,11 @@ def _worker_resources(config: TrainConfig) -> dict[str, float]:
         for node in ray.nodes()
         if node["Alive"] and config.label_selector.items() <= (node.get("Labels") or {}).items()
     ]
-    cpus = config.cpus_per_worker or largest_share(nodes, config.num_workers, gpus)
+    cpus = config.cpus_per_worker or largest_share(nodes, config.most_workers, gpus)
     room = places(nodes, cpus, gpus)
-    if room < config.num_workers:
+    if room < config.least_workers:
         log(
-            f"train: {config.num_workers} workers of {cpus} CPUs and {gpus} GPUs do not fit on the cluster as it is "
+            f"train: {config.least_workers} workers of {cpus} CPUs and {gpus} GPUs do not fit on the cluster as it is "
             f"(there is room for {room}); waiting for nodes."
         )
     return {"CPU": float(cpus), "GPU": float(gpus)} if gpus else {"CPU": float(cpus)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch.distributed as dist
 
@@ -24,7 +25,7 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
     Raises:
         UserError: the table, the model or the settings do not allow it; every worker raises the same.
     """
-    examples, pad_id = _prepare(config)
+    examples, held_out, pad_id = _prepare(config)
     order = order_of(config, len(examples))
     workers = dist.get_world_size()
     split = Split(workers, config.micro_batch_size_per_worker, min(config.batch_size, len(examples)))
@@ -36,25 +37,32 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
     with MetricsLog(output, progress.metrics) if dist.get_rank() == 0 else nullcontext() as log:
         for step in range(progress.steps_done, order.steps):
             metrics = stepper.take(step)
+            if held_out and _is_due(config.held_out_every_steps, order, step):
+                metrics = replace(metrics, held_out_loss=stepper.loss_of(held_out))
             if log:
                 log.add(metrics)
-            if _is_checkpoint_due(config, order, step):
+            # after the last step there is nothing to resume: the weights themselves come next
+            if step + 1 < order.steps and _is_due(config.checkpoint_every_steps, order, step):
                 checkpoints.save(engine.deepspeed, step + 1, config.seed, log.lines if log else [])
         checkpoints.finish()
     write_weights(engine, output, adapters=config.lora is not None)
 
 
-def load_examples(config: TrainConfig) -> Sequence[Example]:
-    """The examples in an order that does not depend on how the table was cut into files."""
+def load_examples(config: TrainConfig, table: str | None = None) -> Sequence[Example]:
+    """The examples of a table, the input by default, in an order that does not depend on how it was cut into files."""
     weighing = Weighing(config.policy, max_length(config.model))
-    return sorted(weighing.examples(Folder(config.input)), key=lambda example: example.id)
+    return sorted(weighing.examples(Folder(table or config.input)), key=lambda example: example.id)
 
 
-def _prepare(config: TrainConfig) -> tuple[Sequence[Example], int]:
-    """The examples, and the id to pad with. What fails on one worker's machine fails on all: none waits for another."""
+def _prepare(config: TrainConfig) -> tuple[Sequence[Example], Sequence[Example], int]:
+    """The examples, those held out, and the id to pad with.
+
+    What fails on one worker's machine fails on all: none waits for another.
+    """
     prepared, problem = None, None
     try:
-        prepared = load_examples(config), _pad_id(config)
+        held_out = load_examples(config, config.held_out) if config.held_out else []
+        prepared = load_examples(config), held_out, _pad_id(config)
     except UserError as error:
         problem = str(error)
     problems: list[str | None] = [None] * dist.get_world_size()
@@ -70,9 +78,8 @@ def _pad_id(config: TrainConfig) -> int:
     return next((found for found in (tokenizer.pad_token_id, tokenizer.eos_token_id) if found is not None), 0)
 
 
-def _is_checkpoint_due(config: TrainConfig, order: Order, step: int) -> bool:
-    if step + 1 == order.steps:
-        return False  # the weights themselves come next
-    if config.checkpoint_every_steps is None:
-        return order.ends_epoch(step)
-    return (step + 1) % config.checkpoint_every_steps == 0
+def _is_due(every_steps: int | None, order: Order, step: int) -> bool:
+    """Whether what happens every so many steps, or by default once an epoch, does after this one."""
+    if every_steps is None:
+        return order.ends_epoch(step) or step + 1 == order.steps
+    return (step + 1) % every_steps == 0

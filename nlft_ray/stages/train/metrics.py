@@ -37,6 +37,8 @@ class StepMetrics:
     examples: int
     weighted_tokens: int
     seconds: float
+    held_out_loss: float | None = None
+    """After this step, on the table `held_out`; None where it was not measured."""
 
 
 def read_metrics(output: Folder) -> list[dict[str, Any]]:

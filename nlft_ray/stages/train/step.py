@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -62,6 +63,18 @@ class Stepper:
             seconds=time.monotonic() - began,
         )
 
+    @torch.no_grad()
+    def loss_of(self, examples: Sequence[Example]) -> float:
+        """The loss of examples that are not trained on, as one batch. Every worker calls it with the same."""
+        split = replace(self._split, batch_size=len(examples))
+        self._engine.deepspeed.eval()
+        total = torch.zeros((), device=self._engine.device)
+        for share in split.micro_batches(range(len(examples)), self._rank):
+            total += self._losses([examples[index] for index in share if index is not None], examples).sum()
+        self._engine.deepspeed.train()
+        dist.all_reduce(total)
+        return float(total)
+
     def _learning_rate(self, step: int) -> float:
         return learning_rate(
             step,
@@ -93,16 +106,19 @@ class Stepper:
 
         They are what the weights raise, what they lower, and the anchor: the plain likelihood term.
         """
-        micro = MicroBatch.of(mine, self._pad_id).to(self._engine.device)
-        losses = token_losses(self._engine.logits(micro), micro.targets, micro.likelihood, micro.unlikelihood)
-        anchor = losses.likelihood * (micro.anchor / micro.likelihood.where(micro.likelihood > 0, 1.0))
-        terms = (losses.likelihood - anchor, losses.unlikelihood, anchor)
-        parts = torch.stack([self._normalise(term, micro, batch) for term in terms]) * self._options.policy.loss_scale
+        parts = self._losses(mine, batch)
         # The parts are sums over this micro-batch, divided already by what the whole step holds, so gradients must
         # simply add up. DeepSpeed would divide by the number of micro-batches, which scale_wrt_gas turns off, and
         # it averages over the workers instead of adding, which the factor undoes.
         self._engine.deepspeed.backward(parts.sum() * self._workers, scale_wrt_gas=False)
         return parts.detach()
+
+    def _losses(self, mine: Sequence[Example], batch: Sequence[Example]) -> Tensor:
+        micro = MicroBatch.of(mine, self._pad_id).to(self._engine.device)
+        losses = token_losses(self._engine.logits(micro), micro.targets, micro.likelihood, micro.unlikelihood)
+        anchor = losses.likelihood * (micro.anchor / micro.likelihood.where(micro.likelihood > 0, 1.0))
+        terms = (losses.likelihood - anchor, losses.unlikelihood, anchor)
+        return torch.stack([self._normalise(term, micro, batch) for term in terms]) * self._options.policy.loss_scale
 
     def _normalise(self, losses: Tensor, micro: MicroBatch, batch: Sequence[Example]) -> Tensor:
         if self._options.normalisation == "weight":
