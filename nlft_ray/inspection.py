@@ -10,12 +10,10 @@ import pyarrow.compute as pc
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from nlft_ray.core.policies import POLICIES, Policy, TokenWeights
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import Manifest, read_manifest
-from nlft_ray.schema import CORRECT
 from nlft_ray.scored import facts_of
 from nlft_ray.shards import DATA, REJECTED
 from nlft_ray.storage import Folder
@@ -176,8 +174,8 @@ def _show_one(
 ) -> None:
     from nlft_ray.config import ModelConfig  # with the model's libraries, which the figures do without
     from nlft_ray.models import load_tokenizer
+    from nlft_ray.saliency_terminal import show_response
     from nlft_ray.saliency_view import SaliencyView, token_views
-    from nlft_ray.summary import show_example
 
     row = find_row(folder / DATA, row_id)
     if row is None:
@@ -196,29 +194,7 @@ def _show_one(
         raise UserError(f"{folder}: its manifest names no model, so its tokens cannot be shown as text.")
     weights = policy.weigh(facts_of(row))
     view = SaliencyView(example, policy.name, token_views(row, weights, load_tokenizer(ModelConfig(**model))))
-    if row["verdict"] == CORRECT:
-        _show_correct(view, console)
-    else:
-        show_example(view, console)
-
-
-def _show_correct(view: Any, console: Console) -> None:
-    """A correct response as tokens: scoring tokens green, those near them underlined."""
-    styles = {"scoring": "black on green", "near": "underline", "silent": "dim"}
-    response = Text()
-    for token in view.tokens:
-        response.append(token.text, style=styles.get(token.role, ""))
-    console.print(f"\nA correct response, as policy {view.policy} sees it", style="bold")
-    console.print(Text.assemble("  question         ", view.example["question"]))
-    console.print(Text.assemble("  standard answer  ", view.example["standard_answer"] or "none"))
-    console.print(Text.assemble("  response         ", response))
-    table = _table(
-        "Scoring tokens: certain with the standard answer in view", ("token", "p_base", "p_standard", "weight")
-    )
-    for token in view.tokens:
-        if token.role == "scoring":
-            table.add_row(token.text.strip(), *(f"{p:.3f}" for p in (token.p_base, token.p_standard, token.weight)))
-    console.print(table)
+    show_response(view, console, every_token=True)
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:

@@ -1,7 +1,7 @@
 """One scored response, token by token, as a policy sees it: what a terminal or a page shows."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +25,11 @@ class TokenView:
     p_judge: float  # NaN where the response is correct
     p_standard: float  # NaN without a standard answer
     top_standard: str  # what the standard context would have put there; empty without one
+    top_p: float  # its probability; NaN without one
     role: Role
     weight: float
+    sign: int  # -1 lowered, 0 left alone, +1 raised
+    neighbours: Mapping[int, float]  # offset (-1: the token before) → cosine of the hidden states, within the window
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,20 @@ def losing_example(scored: Folder, examples: Folder, tokenizer: Any, policy: Pol
 def token_views(row: Mapping[str, Any], weights: TokenWeights, tokenizer: Any) -> list[TokenView]:
     """Every response token of a scored row under a policy's weights."""
     texts = token_texts(tokenizer, row["input_ids"][row["response_start"] :])
-    tops = row["top_standard"] or []
+    tops = row["top_standard"]
+    tops = [] if tops is None else tops
     return [
         TokenView(
             text=text,
             p_base=math.exp(row["logp_base"][t]),
             p_judge=_probability(row["logp_judge"], t),
             p_standard=_probability(row["logp_standard"], t),
-            top_standard=tokenizer.decode([tops[t]]) if tops else "",
+            top_standard=tokenizer.decode([tops[t]]) if len(tops) else "",
+            top_p=_probability(row["top_logp_standard"], t),
             role=_role(weights, t),
             weight=float(weights.weight[t]),
+            sign=int(weights.sign[t]),
+            neighbours=dict(_neighbours(row["hidden_cos"], t, len(texts))),
         )
         for t, text in enumerate(texts)
     ]
@@ -84,6 +91,14 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
         texts.append(decoded[len(shown) :])
         shown = decoded
     return texts
+
+
+def _neighbours(hidden_cos: Sequence[float], t: int, n: int) -> Iterator[tuple[int, float]]:
+    """From (n·K,) cosines of each token to the K that follow it: those of token t, in both directions."""
+    window = len(hidden_cos) // n
+    for offset in range(-min(window, t), min(window, n - 1 - t) + 1):
+        if offset:
+            yield offset, float(hidden_cos[min(t, t + offset) * window + abs(offset) - 1])
 
 
 def _probability(logp: list[float] | None, t: int) -> float:

@@ -14,10 +14,11 @@ from nlft_ray.errors import UserError
 from nlft_ray.inspection import BINS, figures_of, inspect
 from nlft_ray.manifest import finish, read_manifest
 from nlft_ray.models import load_tokenizer
+from nlft_ray.saliency_terminal import printable
 from nlft_ray.scored import facts_of
 from nlft_ray.shards import REJECTED, rejects_table
 from nlft_ray.storage import Folder
-from tests.tables import example, write_table
+from tests.tables import example, read_table, write_table
 
 RESPONSE_POLICIES = [kind() for kind in POLICIES.values() if kind.target == "response"]
 
@@ -105,9 +106,26 @@ def test_one_example_is_shown_token_by_token(sandbox_folder: Path) -> None:
     wrong = shown(sandbox_folder, row_id="0", policy="cut")
     assert "An incorrect response, as policy cut sees it" in wrong
     assert "It adds one too many." in wrong
+    row = read_table(sandbox_folder)["0"]
+    weights = POLICIES["cut"]().weigh(facts_of(row))
+    lines = [line.split() for line in wrong.partition("Every token")[2].splitlines()[3:] if line.strip()]
+    tokens = [line for line in lines if "losing" in line or "plain" in line]
+    assert len(tokens) == len(row["logp_base"])
+    for t, line in enumerate(tokens):
+        p_base, p_judge = np.exp(row["logp_base"][t]), np.exp(row["logp_judge"][t])
+        after = line[line.index("losing" if weights.sign[t] < 0 else "plain") + 1 :]
+        assert after[:3] == [f"{p_base:.3f}", f"{p_judge:.3f}", f"{p_judge / p_base:,.2f}"], "no standard answer"
+        assert after[3] == f"{weights.sign[t] * weights.weight[t]:.3f}"
+        cosines = [f"{row['hidden_cos'][8 * other]:.2f}" for other in (t - 1, t) if 0 <= other < len(tokens) - 1]
+        assert after[4 : 4 + len(cosines)] == cosines
     right = shown(sandbox_folder, row_id="1", examples=str(sandbox_folder.parent / "examples"))
     assert "A correct response, as policy nlft sees it" in right
     assert "Anna has 62 + 13 = 75 pens now." in right
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert printable("a\x1b[31mb\r\x07\u202ec\nd\x9b") == "a␛[31mb␍␇\\u202ec\nd\\u009b"
+    assert printable("👩‍👧 é") == "👩‍👧 é"
 
 
 @pytest.mark.parametrize(
