@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from nlft_ray import __version__
 from nlft_ray.config import StageConfig, Strict
 from nlft_ray.errors import UserError
+from nlft_ray.progress import log
 from nlft_ray.storage import Folder
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -136,6 +137,7 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
                 + "\n".join(f"  {change}" for change in changes)
                 + "\nChoose another output folder, or set overwrite=true to replace it."
             )
+        log(f"{identity.stage}: {folder} is made anew, since settings changed: {'; '.join(changes)}")
         # The plan goes last: whoever dies in between leaves a folder that is incomplete, and ours.
         folder.delete(MANIFEST)
         folder.clear(keep=PLAN)

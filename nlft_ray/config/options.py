@@ -173,6 +173,17 @@ class LoraConfig(Strict):
     """Names of the modules that get an adapter, such as [gate_proj, up_proj, down_proj]."""
 
 
+def _check_worker_number(value: Any) -> Any:
+    numbers = list(value) if isinstance(value, list | tuple) else [value, value]
+    whole = all(type(number) is int for number in numbers)
+    if not whole or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise ValueError("not a number of workers: write 4, or [2, 4] for at least two and at most four")
+    return value
+
+
+WorkerNumber = Annotated[int | tuple[int, int], BeforeValidator(_check_worker_number)]
+
+
 class TrainOptions(Strict):
     """How the model is fine-tuned on the scored table."""
 
@@ -204,7 +215,7 @@ class TrainOptions(Strict):
     """DeepSpeed ZeRO: 1 shards optimizer states over the workers, 2 gradients too, 3 parameters too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    num_workers: WorkerNumber = 1
     """Training processes, one for each GPU. `[least, most]` takes as many as find room, and goes on from the last
     checkpoint with more or fewer when machines come or go."""
     cpus_per_worker: PositiveInt | None = None
@@ -238,8 +249,6 @@ class TrainOptions(Strict):
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> "TrainOptions":
-        if self.least_workers > self.most_workers:
-            raise ValueError(f"num_workers: the least ({self.least_workers}) is above the most ({self.most_workers})")
         if self.held_out_every_steps is not None and self.held_out is None:
             raise ValueError("held_out_every_steps needs `held_out`, the table to measure on")
         return self

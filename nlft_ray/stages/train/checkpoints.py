@@ -33,6 +33,8 @@ from nlft_ray.stages.train.states import (
 )
 from nlft_ray.storage import Folder
 
+CHECKPOINTS = "checkpoints"
+"""Their folder within a training's output."""
 _COMPLETE, _METRICS = "checkpoint.json", "metrics.jsonl"
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]+")
 
@@ -51,6 +53,17 @@ class Progress:
     @classmethod
     def at_start(cls, seed: int) -> Self:
         return cls(steps_done=0, seed=seed, optimizer_steps=0, metrics=[])
+
+
+def newest_step(folder: Folder) -> int:
+    """Steps done when the newest complete checkpoint was taken; 0 where there is none."""
+    return max((int(_NAME.fullmatch(name)[1]) for name in _complete(folder)), default=0)  # type: ignore[index]
+
+
+def _complete(folder: Folder) -> list[str]:
+    """Names of complete checkpoints, oldest first."""
+    names = [name for name in folder.entries() if _NAME.fullmatch(name)]
+    return sorted(name for name in names if (folder / name).has(_COMPLETE))
 
 
 class Checkpoints:
@@ -129,20 +142,15 @@ class Checkpoints:
                 metrics = record.pop("metrics")
                 folder.write_text(_METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
                 folder.write_text(_COMPLETE, json.dumps(record))
-                for name in self._complete()[: -self._keep]:
+                for name in _complete(self._folder)[: -self._keep]:
                     _delete(self._folder / name)
 
     def _newest(self) -> str | None:
         """The newest complete checkpoint. Deletes what was begun and never finished."""
-        complete = self._complete()
+        complete = _complete(self._folder)
         for name in set(self._folder.entries()) - set(complete):
             (self._folder / name).remove()
         return complete[-1] if complete else None
-
-    def _complete(self) -> list[str]:
-        """Names of complete checkpoints, oldest first."""
-        names = [name for name in self._folder.entries() if _NAME.fullmatch(name)]
-        return sorted(name for name in names if (self._folder / name).has(_COMPLETE))
 
     def _told_by_the_first(self, value: Any) -> Any:
         values = [value]

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from nlft_ray import ray_runtime
 from nlft_ray.config import TrainConfig
@@ -68,6 +69,8 @@ def train(config: TrainConfig) -> StageResult:
         UserError: the input does not fit, the output belongs to something else, or training cannot go on.
     """
     source, output = Folder(config.input), Folder(config.output)
+    from nlft_ray.stages.train.checkpoints import CHECKPOINTS, newest_step
+
     scored = read_manifest(source, table="scored")
     check_deepspeed_keys(config.deepspeed)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
@@ -79,6 +82,8 @@ def train(config: TrainConfig) -> StageResult:
     survey = _survey(config, source, output, identity, scored)
     steps = order_of(config, int(survey.counts["examples"])).steps
     ray_runtime.connect(config.ray_address)
+    if done := newest_step(output / CHECKPOINTS):
+        log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
     with Watch(output, steps):
         _fit(config, output, identity)
     after = read_metrics(output)
@@ -196,7 +201,7 @@ def _fit(config: TrainConfig, output: Folder, identity: Identity) -> None:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _explained(error) from error
+        raise _explained(error, config) from error
     if result.return_value:
         raise UserError(result.return_value["user_error"])
 
@@ -232,11 +237,17 @@ def _worker_resources(config: TrainConfig) -> dict[str, float]:
     return {"CPU": float(cpus), "GPU": float(gpus)} if gpus else {"CPU": float(cpus)}
 
 
-def _explained(error: BaseException) -> BaseException:
-    """The user's mistake inside a failed training, where there is one; otherwise the failure itself."""
-    for failure in getattr(error, "worker_failures", {}).values():
+def _explained(error: BaseException, config: TrainConfig) -> BaseException:
+    """What the user can mend inside a failed training, where there is such; otherwise the failure itself."""
+    for rank, failure in getattr(error, "worker_failures", {}).items():
         if mistake := ray_runtime.user_error_in(failure):
             return mistake
+        if isinstance(failure, WorkerHealthCheckFailedError):
+            return UserError(
+                f"train: worker {rank} was lost, killed perhaps for want of memory, and max_failures="
+                f"{config.max_failures} allows no further restart. Run the same command again: it continues from "
+                "its last checkpoint."
+            )
     return ray_runtime.user_error_in(error) or error
 
 
@@ -246,13 +257,13 @@ def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # before DeepSpeed looks for a device
     import torch
 
-    from nlft_ray.stages.train.checkpoints import Checkpoints
+    from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
     from nlft_ray.stages.train.loop import train_worker
 
     torch.set_num_threads(max(min(int(settings["cpus"]), os.cpu_count() or 1), 1))
     config: TrainConfig = settings["config"]
     try:
-        train_worker(config, Checkpoints(Folder(config.output) / "checkpoints", config.checkpoints_to_keep))
+        train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, config.checkpoints_to_keep))
     except UserError as error:
         return {"user_error": str(error)}
     return None

@@ -36,6 +36,8 @@ class StepMetrics:
     learning_rate: float
     examples: int
     weighted_tokens: int
+    workers: int
+    """An elastic training has more at some times than at others."""
     seconds: float
     held_out_loss: float | None = None
     """After this step, on the table `held_out`; None where it was not measured."""

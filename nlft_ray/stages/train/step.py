@@ -60,6 +60,7 @@ class Stepper:
             learning_rate=rate,
             examples=len(batch),
             weighted_tokens=sum(int(example.weighted.sum()) for example in batch),
+            workers=self._workers,
             seconds=time.monotonic() - began,
         )
 
