@@ -1,4 +1,4 @@
-"""A scoring command in processes of its own, with its own local cluster, and the means to kill parts of it.
+"""A command in processes of its own, with its own local cluster, and the means to kill parts of it.
 
 Everything that the command starts stays in its session, so nothing else is ever killed, and nothing is left behind.
 """
@@ -33,7 +33,6 @@ SHARDS = ROWS // ROWS_PER_SHARD
 RAISES = 17  # number of the row that makes the model raise
 _PATIENCE_SECONDS = 240.0
 _GRACE_SECONDS = 5.0
-_ACTOR = "_ShardActor"
 
 
 def example_rows(count: int = ROWS) -> list[dict[str, Any]]:
@@ -97,21 +96,25 @@ class Scoring:
 
 
 class Running:
-    """One start of the command. Leaving the `with` block kills whatever is left of it."""
+    """One start of a command. Leaving the `with` block kills whatever is left of it."""
+
+    stage = "score"
+    actor = "_ShardActor"
+    """What the processes that do the work have in their titles."""
 
     def __init__(self, words: list[str], output: Path):
         self._ray_folder = tempfile.mkdtemp(prefix="nlft-")  # short: a socket's path has at most 107 characters
         self._said = open(Path(self._ray_folder) / "said.txt", "w+")  # noqa: SIM115
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "nlft_ray.cli", "score", *words],
+            [sys.executable, "-m", "nlft_ray.cli", self.stage, *words],
             stdout=self._said,
             stderr=subprocess.STDOUT,
             env=environment | {"RAY_TMPDIR": self._ray_folder},
             start_new_session=True,
         )
         self._began = time.monotonic()
-        self._data = output / "data"
+        self._output = output
         self.text = ""
 
     def __enter__(self) -> Self:
@@ -153,11 +156,12 @@ class Running:
             time.sleep(0.01)
         return True
 
-    def shards_done(self) -> int:
-        return len(list(self._data.glob("part-*.parquet")))
+    def done(self) -> int:
+        """Units of work: here shards."""
+        return len(list((self._output / "data").glob("part-*.parquet")))
 
     def actors(self) -> list[int]:
-        return [pid for pid in self._members() if _ACTOR in _title(pid)]
+        return [pid for pid in self._members() if self.actor in _title(pid)]
 
     def kill_actors(self, pids: list[int]) -> None:
         for pid in pids:
@@ -220,8 +224,8 @@ class Moments:
 
     def wait_within_work(self, running: Running, most_shards: int) -> str | None:
         shards, pause = self._random.randint(1, most_shards), self._random.uniform(0, 0.3)
-        wanted = running.shards_done() + shards
-        reached = running.wait_until(lambda: running.shards_done() >= wanted)
+        wanted = running.done() + shards
+        reached = running.wait_until(lambda: running.done() >= wanted)
         until = time.monotonic() + pause
         if reached and running.wait_until(lambda: time.monotonic() >= until):
             return f"{shards} shards and {pause:.2f} s"

@@ -92,7 +92,7 @@ def train_config(folder: str, scored: str, output: Path | str, **changes: Any) -
 class StoppingCheckpoints(Checkpoints):
     """Checkpoints of a worker; with `stop_after`, training breaks off right after that step's."""
 
-    def __init__(self, folder: Path, stop_after: int | None = None):
+    def __init__(self, folder: str | Path, stop_after: int | None = None):
         super().__init__(Folder(str(folder)), keep=1)
         self._stop_after = stop_after
         self.saved: list[int] = []

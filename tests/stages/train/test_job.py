@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray.train
 import torch
 from safetensors.torch import load_file
 
@@ -65,7 +64,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     }
     output = tmp_path / "out"
     first = support.train_config(model, scored, output, **settings, max_failures=0)
-    with a_worker_killed_at(20, output), pytest.raises(ray.train.TrainingFailedError):
+    with a_worker_killed_at(20, output), pytest.raises(UserError, match=r"was lost.*max_failures=0.*same command"):
         train(first)
     before = support.record(output)
     assert 20 <= len(before) < 60
@@ -109,8 +108,8 @@ def test_what_was_weighed_and_left_out_is_in_the_manifest(
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_rejected) == (11, 10, 1)
     assert (manifest.counts["correct"], manifest.counts["incorrect"]) == (5, 5)
     assert [row["id"] for row in read_rejects(tmp_path / "out")] == ["row-002"]
-    assert "num_workers" in manifest.identity.config
-    assert not {"prompts", "max_failures", "label_selector", "cpus_per_worker"} & manifest.identity.config.keys()
+    assert "learning_rate" in manifest.identity.config
+    assert not {"prompts", "max_failures", "num_workers", "zero_stage"} & manifest.identity.config.keys()
 
 
 def test_a_mistake_that_a_worker_finds_is_not_tried_again(model: str, scored: str, tmp_path: Path) -> None:
@@ -134,11 +133,6 @@ def test_mistakes_show_before_workers_start(changes: dict[str, Any], message: st
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (tmp_path / "out" / "checkpoints").exists()
-
-
-def test_an_output_that_workers_cannot_append_to_is_refused(model: str, scored: str) -> None:
-    with pytest.raises(UserError, match="file system that all its workers share"):
-        train(support.train_config(model, scored, "s3://bucket/folder"))
 
 
 def test_a_table_of_another_tokenizer_is_refused(model: str, tmp_path: Path) -> None:

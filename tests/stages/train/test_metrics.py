@@ -10,7 +10,7 @@ from tests.stages.train.support import record
 
 
 def metrics(step: int, loss: float = 1.0) -> StepMetrics:
-    return StepMetrics(step, 1, loss, loss, 0.0, 0.0, 1.0, 0.1, 4, 20, 0.5)
+    return StepMetrics(step, 1, loss, loss, 0.0, 0.0, 1.0, 0.1, 4, 20, 2, 0.5)
 
 
 def test_a_resumed_record_has_every_step_once(tmp_path: Path) -> None:
