@@ -1,7 +1,8 @@
 """Natural Language Fine-Tuning (arXiv 2412.20382), distributed on Ray.
 
 Each stage is a function of its configuration: `nlft_ray.score(ScoreConfig(input=…, output=…, model=…))`, and likewise
-`import_data`, `sample`, `judge`, `train`, `export`, `evaluate`, `report`; `nlft_ray.run(RunConfig(…))` chains them.
+`import_data`, `sample`, `judge`, `train`, `export`, `evaluate`, `report`; `nlft_ray.run(RunConfig(…))` chains them, and
+`nlft_ray.plan(PlanConfig(…))` says what fits on which machines.
 A stage's code is imported when it is first named, so that `import nlft_ray` costs nothing.
 """
 
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from nlft_ray.chain import run
 
         return run
+    if name == "plan":
+        from nlft_ray.planning.plan import plan
+
+        return plan
     if name in _FUNCTIONS:
         from nlft_ray.stages import STAGES
 
@@ -34,4 +39,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "run", *_FUNCTIONS])
+    return sorted([*globals(), "run", "plan", *_FUNCTIONS])

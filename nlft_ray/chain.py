@@ -1,6 +1,16 @@
-"""The whole chain: each stage reads the folder that the one before wrote, and a complete one is not run again."""
+"""The whole chain: each stage reads the folder that the one before wrote, and a complete one is not run again.
+
+run_dir/
+  questions  responses  examples  scored     what is learned from
+  trained/POLICY  models/POLICY              what came out
+  test_questions  predictions/POLICY         how right it is; predictions/before: how right it was
+  report
+  refresh/POLICY/after-epoch-N/              `refresh`: the model by then, and the examples scored again with it
+  round-N/POLICY/                            `rounds`: a folder like this one, begun with the last round's model
+"""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,19 +28,30 @@ from nlft_ray.config import (
     ScoreConfig,
     Strict,
     TrainConfig,
+    TrainOptions,
 )
+from nlft_ray.errors import UserError
 from nlft_ray.manifest import StageResult
 from nlft_ray.progress import log
 from nlft_ray.storage import Folder
 
 
 class PolicyOutcome(Strict):
-    """What became of the model under one policy."""
+    """What became of the model under one policy in one round."""
 
+    round: int
+    """Counts from 1."""
     policy: str
+    examples: StageResult
+    scored: StageResult
+    """The scores that the first epoch was trained on."""
     train: StageResult
+    """With `refresh`, the last epoch's."""
     export: StageResult
+    before: StageResult | None
+    """Accuracy of the model that this round began with."""
     evaluate: StageResult | None
+    training_seconds: float
 
 
 class RunResult(Strict):
@@ -41,51 +62,82 @@ class RunResult(Strict):
     scored: StageResult
     before: StageResult | None
     outcomes: list[PolicyOutcome]
+    """Round after round, in each the policies in their order."""
     report: StageResult
     seconds: float
 
 
 def run(config: RunConfig) -> RunResult:
-    """Run the stages in order: questions, responses, examples, scores; then each policy's model.
+    """Run the stages in order: questions, responses, examples, scores; then each policy's model; then further rounds.
 
     The chain enters where the imported data fit: questions are sampled, responses judged, examples scored.
 
     Raises:
-        UserError: as a stage raises it.
+        UserError: as a stage raises it; or further rounds are asked for and there are no questions to answer anew.
     """
     began = time.monotonic()
-    chain = _Chain(config)
-    examples = chain.examples()
-    scored = chain.stage("score", ScoreConfig, config.score, "scored", input=examples.output)
-    test = chain.imported("test_questions", config.test_questions) if config.test_questions else None
-    before = chain.evaluated("before", config.model, test)
-    outcomes = [chain.policy(policy, scored, test) for policy in config.policies]
-    report = chain.stage("report", ReportConfig, config.report, "report", input=config.run_dir)
+    first = _Round(config, 1, Folder(config.run_dir), config.model)
+    imported = first.imported("questions", config.questions)
+    _check_rounds(config, imported)
+    examples = first.examples(imported)
+    scored = first.scored(examples)
+    test = first.imported("test_questions", config.test_questions) if config.test_questions else None
+    before = first.evaluated("before", config.model, test)
+    latest = [first.outcome(policy, examples, scored, test, before) for policy in config.policies]
+    outcomes = [*latest, *_later_rounds(config, latest, imported, test)]
     return RunResult(
         config=config,
         examples=examples,
         scored=scored,
         before=before,
         outcomes=outcomes,
-        report=report,
+        report=first.report(),
         seconds=time.monotonic() - began,
     )
 
 
-class _Chain:
-    """Gives every stage its input, its output folder, and what the stages share."""
+def _check_rounds(config: RunConfig, imported: StageResult) -> None:
+    table = imported.manifest.identity.table
+    if config.rounds > 1 and table != "questions":
+        raise UserError(
+            f"rounds: {config.rounds} rounds answer the questions anew with each round's model, but questions.source "
+            f"brings {table}. Import questions, or set rounds=1."
+        )
 
-    def __init__(self, config: RunConfig):
-        self._config = config
-        self._folder = Folder(config.run_dir)
+
+def _later_rounds(
+    config: RunConfig, latest: list[PolicyOutcome], questions: StageResult, test: StageResult | None
+) -> Iterator[PolicyOutcome]:
+    """Every policy goes its own way from the model that the round before left."""
+    for number in range(2, config.rounds + 1):
+        for index, (policy, outcome) in enumerate(zip(config.policies, latest, strict=True)):
+            folder = Folder(config.run_dir) / f"round-{number}" / policy.name
+            this = _Round(config, number, folder, _exported(config.model, outcome.export))
+            examples = this.examples(questions)
+            latest[index] = this.outcome(policy, examples, this.scored(examples), test, outcome.evaluate)
+            this.report()
+            yield latest[index]
+
+
+def _exported(model: ModelConfig, export: StageResult) -> ModelConfig:
+    return model.model_copy(update={"path": export.output, "revision": None})
+
+
+class _Round:
+    """From questions to models, once: gives every stage its input, its output folder, and what the stages share."""
+
+    def __init__(self, config: RunConfig, number: int, folder: Folder, model: ModelConfig):
+        self._config, self._number, self._folder, self._model = config, number, folder, model
 
     def stage(self, name: str, kind: type[BaseModel], options: BaseModel, folder: str, **fields: Any) -> StageResult:
-        """Run one stage into a folder of the run."""
+        """Run one stage into a folder of the round."""
         shared: dict[str, Any] = {
             field: getattr(self._config, field)
-            for field in ("model", "prompts", "pool", "ray_address", "overwrite", "max_reject_fraction")
+            for field in ("prompts", "pool", "ray_address", "overwrite", "max_reject_fraction")
             if field in kind.model_fields
         }
+        if "model" in kind.model_fields:
+            shared["model"] = self._model
         values: dict[str, Any] = {**dict(options), **shared, "output": str(self._folder / folder), **fields}
         log(f"{name} → {values['output']}")
         result = stages.STAGES[name].load_function()(kind(**values))
@@ -96,14 +148,18 @@ class _Chain:
     def imported(self, folder: str, options: BaseModel) -> StageResult:
         return self.stage("import", ImportConfig, options, folder)
 
-    def examples(self) -> StageResult:
-        config = self._config
-        result = self.imported("questions", config.questions)
+    def examples(self, imported: StageResult) -> StageResult:
+        config, result = self._config, imported
         if result.manifest.identity.table == "questions":
-            result = self.stage("sample", SampleConfig, config.sample, "responses", input=result.output)
+            # other draws than the round before, whose model may hardly differ
+            draws = config.sample.model_copy(update={"seed": config.sample.seed + self._number - 1})
+            result = self.stage("sample", SampleConfig, draws, "responses", input=result.output)
         if result.manifest.identity.table == "responses":
             result = self.stage("judge", JudgeConfig, config.judge, "examples", input=result.output)
         return result
+
+    def scored(self, examples: StageResult, folder: str = "scored", **fields: Any) -> StageResult:
+        return self.stage("score", ScoreConfig, self._config.score, folder, input=examples.output, **fields)
 
     def evaluated(self, name: str, model: ModelConfig, test: StageResult | None) -> StageResult | None:
         if test is None:
@@ -111,14 +167,74 @@ class _Chain:
         options = self._config.evaluate
         return self.stage("evaluate", EvaluateConfig, options, f"predictions/{name}", input=test.output, model=model)
 
-    def policy(self, policy: Any, scored: StageResult, test: StageResult | None) -> PolicyOutcome:
-        config, name = self._config, policy.name
-        trained = self.stage("train", TrainConfig, config.train, f"trained/{name}", input=scored.output, policy=policy)
-        exported = self.stage("export", ExportConfig, config.export, f"models/{name}", input=trained.output)
-        model = config.model.model_copy(update={"path": exported.output})
+    def report(self) -> StageResult:
+        return self.stage("report", ReportConfig, self._config.report, "report", input=self._folder.uri)
+
+    def outcome(
+        self,
+        policy: Any,
+        examples: StageResult,
+        scored: StageResult,
+        test: StageResult | None,
+        before: StageResult | None,
+    ) -> PolicyOutcome:
+        trainings = self._trainings(policy, examples, scored)
+        train, export = trainings[-1]
         return PolicyOutcome(
-            policy=name,
-            train=trained,
-            export=exported,
-            evaluate=self.evaluated(name, model, test),
+            round=self._number,
+            policy=policy.name,
+            examples=examples,
+            scored=scored,
+            train=train,
+            export=export,
+            before=before,
+            evaluate=self.evaluated(policy.name, _exported(self._model, export), test),
+            training_seconds=sum(train.manifest.seconds for train, _ in trainings),
         )
+
+    def _trainings(
+        self, policy: Any, examples: StageResult, scored: StageResult
+    ) -> list[tuple[StageResult, StageResult]]:
+        """Weights and model of each training: one, or with `refresh` one for each epoch."""
+        name, pieces = policy.name, _epochs(self._config.train) if self._config.refresh else [self._config.train]
+        done: list[tuple[StageResult, StageResult]] = []
+        for epoch, options in enumerate(pieces, start=1):
+            step = f"refresh/{name}/after-epoch-{epoch}"
+            last = epoch == len(pieces)
+            model = _exported(self._model, done[-1][1]) if done else self._model
+            trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
+            train = self.stage("train", TrainConfig, options, trained, input=scored.output, policy=policy, model=model)
+            done.append((train, self.stage("export", ExportConfig, self._config.export, exported, input=train.output)))
+            if not last:
+                scored = self.scored(examples, f"{step}/scored", model=_exported(model, done[-1][1]))
+        return done
+
+
+def _epochs(options: TrainOptions) -> list[TrainOptions]:
+    """A training cut into one for each epoch, from model to model.
+
+    Each piece's learning rate is the schedule's in the middle of its epoch, and the warm-up stands in the first.
+    Adam's moments and adapters begin anew with every piece: an adapter is part of the model by then.
+    """
+    if options.epochs == 1:
+        return [options]
+    from nlft_ray.stages.train.schedule import learning_rate  # imports nothing else
+
+    return [
+        options.model_copy(
+            update={
+                "epochs": 1,
+                "schedule": "constant",
+                "warmup_fraction": min(options.warmup_fraction * options.epochs, 1.0) if epoch == 0 else 0.0,
+                "learning_rate": learning_rate(
+                    2 * epoch + 1,
+                    steps=2 * options.epochs,
+                    highest=options.learning_rate,
+                    schedule=options.schedule,
+                    warmup_fraction=0.0,
+                ),
+                "seed": options.seed + epoch,  # another order in every epoch
+            }
+        )
+        for epoch in range(options.epochs)
+    ]

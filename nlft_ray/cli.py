@@ -15,6 +15,21 @@ from nlft_ray.stages import STAGES, Stage
 CHAIN = {
     "run": Stage("the whole chain from one file, skipping what is complete", "nlft_ray.chain:run", "RunConfig"),
     "quickstart": Stage("the whole chain on the embedded sandbox", "nlft_ray.chain:run", "RunConfig"),
+    "plan": Stage(
+        "a model and a cluster → memory needed, what fits, settings to use",
+        "nlft_ray.planning.plan:plan",
+        "PlanConfig",
+        positional="model.path",
+        examples="""\b
+Examples
+  nlft-ray plan sandbox                          on this machine
+  nlft-ray plan my-org/my-8b cluster.gpus_per_node=8 cluster.gpu_memory_gib=80
+  nlft-ray plan my-org/my-8b train.lora=null --config cluster.yaml output=plan
+      cluster.yaml: cluster: {nodes: 2, gpus_per_node: 8, gpu_memory_gib: 80}
+  nlft-ray train --config plan/train.yaml input=runs/my/scored output=runs/my/trained
+Memory is that of the longest texts: see lengths below. What you set under score and train is kept; the rest is chosen.
+""",
+    ),
 }
 
 EPILOG = """\b
@@ -46,6 +61,7 @@ def _command(name: str, stage: Stage) -> click.Command:
         callback=call,
         help=f"{stage.summary[0].upper()}{stage.summary[1:]}.",
         short_help=stage.summary,
+        epilog=stage.examples,
         context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
         params=[
             click.Option(["--config", "config_file"], metavar="FILE", help="YAML file with settings."),

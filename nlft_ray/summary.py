@@ -10,6 +10,8 @@ from rich.text import Text
 from nlft_ray.chain import PolicyOutcome, RunResult
 from nlft_ray.manifest import Manifest, StageResult
 from nlft_ray.models import load_tokenizer
+from nlft_ray.planning.plan import Plan
+from nlft_ray.planning.show import show_plan
 from nlft_ray.saliency_view import Role, SaliencyView, losing_example
 from nlft_ray.storage import Folder
 
@@ -23,11 +25,13 @@ _STYLES: dict[Role, str] = {
 }
 
 
-def show(result: StageResult | RunResult, console: Console | None = None) -> None:
+def show(result: StageResult | RunResult | Plan, console: Console | None = None) -> None:
     """Print a result for a person."""
     console = console or _console()
     if isinstance(result, RunResult):
         _show_run(result, console)
+    elif isinstance(result, Plan):
+        show_plan(result, console)
     else:
         _show_stage(result, console)
 
@@ -73,6 +77,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _show_run(result: RunResult, console: Console) -> None:
     title = "Accuracy on the test questions, with 95 % intervals" if result.before else "Trained models"
     table = _table(title, "policy")
+    if result.config.rounds > 1:
+        table.add_column("round", justify="right")
     for heading in ("examples", "correct + incorrect", "before", "after", "training, s"):
         table.add_column(heading, justify="right")
     for outcome in result.outcomes:
@@ -93,11 +99,12 @@ def _outcome_row(result: RunResult, outcome: PolicyOutcome) -> tuple[str, ...]:
     counts = trained.counts
     return (
         outcome.policy,
+        *([str(outcome.round)] if result.config.rounds > 1 else []),
         f"{counts['examples']:.0f} of {trained.rows_in}",
         f"{counts['correct']:.0f} + {counts['incorrect']:.0f}",
-        _accuracy(result.before),
+        _accuracy(outcome.before),
         _accuracy(outcome.evaluate),
-        f"{trained.seconds:.0f}",
+        f"{outcome.training_seconds:.0f}",
     )
 
 
@@ -113,7 +120,8 @@ def _paths(result: RunResult) -> Iterator[tuple[str, str]]:
     yield "examples", result.examples.output
     yield "scored", result.scored.output
     for outcome in result.outcomes:
-        yield f"model {outcome.policy}", outcome.export.output
+        suffix = f" {outcome.round}" if result.config.rounds > 1 else ""
+        yield f"model {outcome.policy}{suffix}", outcome.export.output
     if result.outcomes and result.outcomes[0].evaluate:
         yield "predictions", result.outcomes[0].evaluate.output
     yield "report", result.report.output

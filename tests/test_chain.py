@@ -9,11 +9,15 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nlft_ray
+from nlft_ray.chain import _epochs
 from nlft_ray.cli import main
-from nlft_ray.config import RunConfig
+from nlft_ray.config import ModelConfig, RunConfig, TrainOptions
 from nlft_ray.errors import UserError
+from nlft_ray.manifest import read_manifest
+from nlft_ray.models import model_fingerprint
 from nlft_ray.sandbox import QUICKSTART
-from nlft_ray.settings import load_config
+from nlft_ray.settings import load_config, validate
+from nlft_ray.storage import Folder
 from nlft_ray.summary import show
 from tests.tables import read_table
 
@@ -80,6 +84,69 @@ def test_a_changed_setting_is_refused_by_name_and_a_later_stage_alone_is_redone(
     assert redone.export.reused
     assert redone.evaluate is not None
     assert not redone.evaluate.reused
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_further_round_answers_anew_with_the_model_of_the_one_before(run_dir: Path) -> None:
+    nlft_ray.run(small(run_dir))
+    result = nlft_ray.run(small(run_dir, "rounds=2"))
+    first, second = result.outcomes
+    assert (first.round, second.round) == (1, 2)
+    assert first.train.reused
+    assert second.train.manifest.identity.config["model"]["path"] == first.export.output
+    assert second.before == first.evaluate
+    for stage in ("responses", "examples", "scored"):
+        folder = Folder(str(run_dir / "round-2" / "nlft" / stage))
+        model = read_manifest(folder, table=stage).identity.model
+        assert model == model_fingerprint(ModelConfig(path=first.export.output))
+    assert (run_dir / "round-2" / "nlft" / "report" / "report.html").is_file()
+    console = Console(record=True, width=160)
+    show(result, console)
+    assert "model nlft 2" in console.export_text()
+    again = nlft_ray.run(small(run_dir, "rounds=2"))
+    assert all(outcome.train.reused and outcome.export.reused for outcome in again.outcomes)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_refresh_trains_each_epoch_on_scores_of_the_model_by_then(run_dir: Path) -> None:
+    nlft_ray.run(small(run_dir))
+    words = ["refresh=true", "train.epochs=2", "policies=[origin]"]
+    outcome = nlft_ray.run(small(run_dir, *words)).outcomes[0]
+    between = run_dir / "refresh" / "origin" / "after-epoch-1"
+    assert outcome.train.manifest.identity.config["model"]["path"] == str(between / "model")
+    before, after = (read_table(folder) for folder in (run_dir / "scored", between / "scored"))
+    assert before.keys() == after.keys()
+    assert all(before[id]["logp_base"] != after[id]["logp_base"] for id in before), "the same responses, another model"
+    again = nlft_ray.run(small(run_dir, *words)).outcomes[0]
+    assert again.train.reused
+    assert again.training_seconds == outcome.training_seconds
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [1.0, 1.0]), ("linear", [0.75, 0.25]), ("cosine", [0.8536, 0.1464])]
+)
+def test_refreshed_epochs_take_the_schedules_rate_in_their_middle(schedule: str, expected: list[float]) -> None:
+    whole = validate(TrainOptions, {"epochs": 2, "schedule": schedule, "learning_rate": 1.0, "warmup_fraction": 0.2})
+    pieces = _epochs(whole)
+    assert [piece.learning_rate for piece in pieces] == pytest.approx(expected, abs=1e-4)
+    assert [piece.warmup_fraction for piece in pieces] == [0.4, 0.0]
+    assert len({piece.seed for piece in pieces}) == 2
+    assert _epochs(whole.model_copy(update={"epochs": 1})) == [whole.model_copy(update={"epochs": 1})]
+
+
+def test_rounds_need_questions(tmp_path: Path) -> None:
+    data = tmp_path / "examples.jsonl"
+    data.write_text('{"q": "2 + 2?", "r": "4", "v": "correct"}\n')
+    columns = "{question: q, response: r, verdict: v}"
+    words = [f"run_dir={tmp_path / 'run'}", "model.path=sandbox", "rounds=2"]
+    words += [f"questions.source={data}", "questions.format=columns", f"questions.columns={columns}"]
+    with pytest.raises(UserError, match="2 rounds answer the questions anew"):
+        nlft_ray.run(load_config(RunConfig, None, words))
+
+
+def test_refresh_refuses_a_number_of_steps() -> None:
+    with pytest.raises(UserError, match=r"train\.max_steps"):
+        load_config(RunConfig, str(QUICKSTART), ["refresh=true", "train.max_steps=3"])
 
 
 def test_the_quickstart_prints_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:

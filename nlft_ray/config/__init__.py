@@ -17,6 +17,7 @@ from nlft_ray.config.options import (
     ScoreOptions,
     TrainOptions,
 )
+from nlft_ray.config.planning import ClusterConfig, LengthsConfig, PlanConfig
 from nlft_ray.config.shared import (
     ModelConfig,
     PoolConfig,
@@ -39,6 +40,7 @@ from nlft_ray.config.stages import (
 )
 
 __all__ = [
+    "ClusterConfig",
     "EvaluateConfig",
     "EvaluateOptions",
     "ExportConfig",
@@ -48,8 +50,10 @@ __all__ = [
     "JudgeConfig",
     "JudgeOptions",
     "JudgeServer",
+    "LengthsConfig",
     "LoraConfig",
     "ModelConfig",
+    "PlanConfig",
     "PolicyConfig",
     "PoolConfig",
     "PromptConfig",

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from nlft_ray.config.options import (
     EvaluateOptions,
@@ -84,6 +84,9 @@ class EvaluateConfig(EvaluateOptions, WithPool, StageConfig):
 class ExportConfig(ExportOptions, StageConfig):
     """`nlft-ray export`: a training's output → a Hugging Face model folder."""
 
+    merge: bool = True
+    """Merge adapters into the weights so that transformers alone loads the folder; off, only the adapter is written."""
+
 
 class ReportConfig(ReportOptions):
     """`nlft-ray report`: a run, or a scored folder → one HTML file."""
@@ -109,6 +112,10 @@ class RunConfig(WithPool):
     """The questions to measure accuracy on, before and after; unset, nothing is evaluated."""
     policies: Annotated[list[PolicyConfig], Field(min_length=1)] = [POLICIES["nlft"]()]
     """Policies to train, one model each; the first is the one the summary is about."""
+    rounds: PositiveInt = 1
+    """Times that sample → judge → score → train is done, each time with the model that the time before trained."""
+    refresh: bool = False
+    """Score the examples again after each epoch, with the model by then; the epochs become trainings of their own."""
     sample: SampleOptions = SampleOptions()
     """How responses are drawn."""
     judge: JudgeOptions = JudgeOptions()
@@ -135,4 +142,6 @@ class RunConfig(WithPool):
             raise ValueError(f"policies: each may stand once, got {names}")
         if "policy" in self.train.model_fields_set:
             raise ValueError("train.policy: in a run, the policies stand in the list `policies`")
+        if self.refresh and self.train.max_steps is not None:
+            raise ValueError("refresh trains whole epochs, so train.max_steps cannot be set beside it")
         return self

@@ -17,6 +17,7 @@ class Stage:
     function: str  # module:function
     config: str  # class in nlft_ray.config
     positional: str | None = None  # setting that a first word without a key is for
+    examples: str | None = None  # lines for the end of its help
 
     def load_function(self) -> Callable[[Any], Any]:
         module, _, name = self.function.partition(":")

@@ -1,0 +1,166 @@
+"""What fits, and what to take of it: from the settings that are cheapest in time to those cheapest in memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nlft_ray.config import LengthsConfig, PlanConfig, ScoreOptions
+from nlft_ray.core.policies import Policy
+from nlft_ray.planning.devices import Devices
+from nlft_ray.planning.memory import Memory, Pass, Training, scoring_memory, training_memory
+from nlft_ray.planning.shape import Adapters, Shape
+
+_CONTEXTS = 3  # base, judge, standard: an incorrect response needs all
+_USUAL_TOKENS = {"gpu": 8192, "cpu": 1024}  # of a scoring pass, where nothing is set
+# ZeRO, section 7: stages up to 2 send as much as plain data parallelism, so stage 2 costs no time over stage 1; stage 3
+# sends half as much again. Checkpointing costs about a third of the computation.
+_BY_COST = ((0, False), (2, False), (0, True), (2, True), (3, False), (3, True))
+
+
+@dataclass(frozen=True)
+class ScoringChoice:
+    """How scoring would run."""
+
+    max_tokens_per_batch: int
+    workers: int
+    memory: Memory
+    usable: int
+    """Bytes that each worker may take."""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.usable
+
+
+@dataclass(frozen=True)
+class TrainingChoice:
+    """How training would run."""
+
+    training: Training
+    micro_batch_size: int
+    memory: Memory
+    usable: int
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.usable
+
+
+def scoring_pass(lengths: LengthsConfig, max_tokens: int, number_bytes: int) -> Pass:
+    """The largest pass: as many of the longest rows as `max_tokens` holds, or one.
+
+    A row's contexts share the question, and each has its own rest of the prompt and the response.
+    """
+    row = (
+        lengths.prompt_tokens
+        + lengths.judgment_tokens
+        + lengths.standard_answer_tokens
+        + _CONTEXTS * lengths.response_tokens
+    )
+    rows = max(max_tokens // row, 1)
+    return Pass(max(rows * row, max_tokens), rows * _CONTEXTS * lengths.response_tokens, number_bytes)
+
+
+def training_pass(lengths: LengthsConfig, policy: Policy, micro_batch_size: int, number_bytes: int) -> Pass:
+    """The largest micro-batch: the longest prompts with what the policy trains, all of it weighted."""
+    trained = lengths.standard_answer_tokens if policy.target == "standard_answer" else lengths.response_tokens
+    return Pass(micro_batch_size * (lengths.prompt_tokens + trained), micro_batch_size * trained, number_bytes)
+
+
+def choose_scoring(config: PlanConfig, shape: Shape, devices: Devices, number_bytes: int) -> ScoringChoice:
+    """The usual pass, or a smaller one where that does not fit; then as many workers as there is room for."""
+    for max_tokens in _token_budgets(config.score, devices):
+        batch = scoring_pass(config.lengths, max_tokens, number_bytes)
+        memory = scoring_memory(
+            shape,
+            batch,
+            longest_response=config.lengths.response_tokens,
+            stored_tokens=config.lengths.prompt_tokens,
+        )
+        if memory.total <= devices.usable() or batch.tokens > max_tokens:
+            break
+    workers = 1 if devices.kind == "gpu" else _workers_in(devices, memory.total)
+    return ScoringChoice(max_tokens, devices.count * workers, memory, devices.usable(workers))
+
+
+def _token_budgets(score: ScoreOptions, devices: Devices) -> Iterator[int]:
+    if score.max_tokens_per_batch is not None:
+        yield score.max_tokens_per_batch
+        return
+    tokens = _USUAL_TOKENS[devices.kind]
+    while tokens:
+        yield tokens
+        tokens //= 2
+
+
+def _workers_in(devices: Devices, needed: int) -> int:
+    """Actors of one core each that a machine holds; at least one."""
+    return max((n for n in range(1, devices.cpus_per_node + 1) if needed <= devices.usable(n)), default=1)
+
+
+class Trainer:
+    """Every way of training one model on these devices."""
+
+    def __init__(
+        self, config: PlanConfig, shape: Shape, adapters: Adapters | None, devices: Devices, number_bytes: int
+    ):
+        self._options, self._lengths = config.train, config.lengths
+        self._shape, self._adapters, self._devices, self._number_bytes = shape, adapters, devices, number_bytes
+
+    def choose(self) -> TrainingChoice | None:
+        """The fastest way that fits, with the largest micro-batches that do; None where none fits."""
+        for workers in self._numbers_of_workers():
+            share = -(-self._options.batch_size // workers)
+            for stage, checkpointing in self._ways(workers):
+                for micro in self._micro_batch_sizes(share):
+                    found = self.of(stage, checkpointing, workers, micro)
+                    if found.fits:
+                        return found
+        return None
+
+    def of(self, zero_stage: int, gradient_checkpointing: bool, workers: int, micro_batch_size: int) -> TrainingChoice:
+        share = -(-self._options.batch_size // workers)
+        training = Training(
+            adapters=self._adapters,
+            zero_stage=zero_stage,
+            workers=workers,
+            gradient_checkpointing=gradient_checkpointing,
+            micro_steps=-(-share // micro_batch_size),
+            on_gpu=self._devices.kind == "gpu",
+        )
+        batch = training_pass(self._lengths, self._options.policy, micro_batch_size, self._number_bytes)
+        on_one_device = 1 if self._devices.kind == "gpu" else -(-workers // self._devices.count)
+        return TrainingChoice(
+            training,
+            micro_batch_size,
+            training_memory(self._shape, batch, training),
+            self._devices.usable(on_one_device),
+        )
+
+    def workers(self) -> int:
+        """As many as there are devices, and as the examples of a step can keep busy."""
+        return next(iter(self._numbers_of_workers()))
+
+    def _numbers_of_workers(self) -> list[int]:
+        if "num_workers" in self._options.model_fields_set:
+            return [self._options.least_workers]
+        every = self._devices.count
+        return sorted({min(every, self._options.batch_size), every})
+
+    def _ways(self, workers: int) -> Iterator[tuple[int, bool]]:
+        given = self._options.model_fields_set
+        for stage, checkpointing in _BY_COST if "zero_stage" not in given else _with_stage(self._options.zero_stage):
+            if workers == 1 and stage > 0 and "zero_stage" not in given:
+                continue  # nothing to share the states with
+            if "gradient_checkpointing" in given and checkpointing != self._options.gradient_checkpointing:
+                continue
+            yield stage, checkpointing
+
+    def _micro_batch_sizes(self, share: int) -> Iterator[int]:
+        if "micro_batch_size_per_worker" in self._options.model_fields_set:
+            yield self._options.micro_batch_size_per_worker
+            return
+        yield from range(share, 0, -1)
+
+
+def _with_stage(stage: int) -> tuple[tuple[int, bool], ...]:
+    return (stage, False), (stage, True)

@@ -1,0 +1,193 @@
+"""How much memory scoring and training take: arithmetic on a model's shape. Everything is in bytes, for one device.
+
+Sources
+    states        Rajbhandari et al., ZeRO (arXiv 1910.02054), section 3 and figure 1: parameters, gradients and Adam's
+                  states, and which of them each stage divides by the number of workers
+    activations   Korthikanti et al., Reducing Activation Recomputation (arXiv 2205.05198), section 4, with the tensors
+                  that transformers' decoder layers hand to autograd in place of Megatron's
+    buffers       DeepSpeed's runtime/engine.py, runtime/bf16_optimizer.py and runtime/zero/: what it copies to reduce
+                  gradients and to update parameters
+
+Memory is highest at one of a few moments. Each is a sum of its own; the largest of the sums is what must fit.
+"""
+
+from dataclasses import dataclass, fields
+
+from nlft_ray.planning.shape import Adapters, Shape
+
+FLOAT32 = 4
+LOGITS_CHUNK = 512
+"""Rows of logits held in float32 at a time (`core.logprobs.CHUNK_SIZE`)."""
+REDUCE_BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces at a time (its `reduce_bucket_size`)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the moment when most are in use."""
+
+    moment: str
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    """Adam's two moments, and float32 copies of what is trained."""
+    activations: int = 0
+    logits: int = 0
+    buffers: int = 0
+    """Copies for communication and for the update."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, part.name) for part in fields(self) if part.name != "moment")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass."""
+
+    tokens: int
+    positions: int
+    """Those whose logits are computed."""
+    number_bytes: int
+    """Of a weight, and of an activation: 4 in float32, 2 in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides the memory of a training, beside the model's shape and the pass."""
+
+    adapters: Adapters | None
+    """None fine-tunes all parameters."""
+    zero_stage: int
+    workers: int
+    gradient_checkpointing: bool
+    micro_steps: int
+    """Forward and backward passes of one optimizer step."""
+    on_gpu: bool
+
+
+def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_tokens: int) -> Memory:
+    """Memory of scoring: nothing is kept from layer to layer.
+
+    Args:
+        shape: the model's.
+        batch: the largest pass.
+        longest_response: tokens of the longest response, whose logits are worked on in float32.
+        stored_tokens: tokens of prefixes whose keys and values are kept between passes.
+    """
+    size = batch.number_bytes
+    weights = shape.parameters * size
+    cache = 2 * shape.key_width * shape.layers * stored_tokens * size
+    hidden = shape.width * batch.tokens * size
+    logits = shape.vocabulary * batch.positions * size
+    chunk = 2 * shape.vocabulary * min(LOGITS_CHUNK, longest_response) * FLOAT32
+    return max(
+        Memory("a layer", weights, activations=_inside_a_layer(shape, batch) + cache),
+        Memory("the logits", weights, activations=2 * hidden + cache, logits=logits + chunk),
+        key=lambda memory: memory.total,
+    )
+
+
+def _inside_a_layer(shape: Shape, batch: Pass) -> int:
+    """Most numbers alive at once inside a layer without gradients: the residual stream, what attention or the MLP
+    reads, and what it makes of it."""
+    attention = 3 * shape.width + 3 * shape.query_width + 2 * shape.key_width
+    mlp = 2 * shape.width + (3 if shape.gated else 2) * shape.mlp_width
+    return max(attention, mlp) * batch.tokens * batch.number_bytes
+
+
+def training_memory(shape: Shape, batch: Pass, training: Training) -> Memory:
+    """Memory of one worker's training."""
+    states = training_states(shape, batch, training)
+    return max(
+        _at_the_loss(shape, batch, training, states),
+        _at_the_update(shape, batch, training, states),
+        key=lambda memory: memory.total,
+    )
+
+
+@dataclass(frozen=True)
+class States:
+    """What lives through the whole training."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def trainable_parameters(shape: Shape, training: Training) -> int:
+    """Numbers that the optimizer changes, over all workers."""
+    return training.adapters.parameters if training.adapters else shape.parameters
+
+
+def training_states(shape: Shape, batch: Pass, training: Training) -> States:
+    """Weights, gradients and optimizer of one worker (ZeRO, figure 1)."""
+    size, workers, stage = batch.number_bytes, training.workers, training.zero_stage
+    trained = trainable_parameters(shape, training)
+    every = shape.parameters + (training.adapters.parameters if training.adapters else 0)
+    copies = FLOAT32 if stage >= 1 or size < FLOAT32 else 0  # ZeRO's optimizers keep a float32 copy in any case
+    moments = 2 * FLOAT32
+    return States(
+        weights=every * size // (workers if stage == 3 else 1),
+        gradients=trained * size // (workers if stage >= 2 else 1),
+        optimizer=trained * (copies + moments) // (workers if stage >= 1 else 1),
+    )
+
+
+def _at_the_loss(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
+    """After the forward pass: all activations wait for the backward one, logits and their gradient stand."""
+    size = batch.number_bytes
+    chunk = 2 * shape.vocabulary * min(LOGITS_CHUNK, batch.positions) * FLOAT32
+    return Memory(
+        "the loss",
+        weights=states.weights,
+        gradients=states.gradients if training.micro_steps > 1 else 0,
+        optimizer=states.optimizer,
+        activations=_kept_activations(shape, batch, training),
+        logits=2 * shape.vocabulary * batch.positions * size + chunk,
+        buffers=_gathered(shape, batch, training),
+    )
+
+
+def _at_the_update(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
+    """All gradients stand, and DeepSpeed copies them to reduce them, or to update its float32 parameters."""
+    trained = trainable_parameters(shape, training)
+    share = trained // (training.workers if training.zero_stage >= 1 else 1)
+    bucket = min(REDUCE_BUCKET, trained) * batch.number_bytes
+    return Memory(
+        "the update",
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        buffers=max(bucket, share * FLOAT32),
+    )
+
+
+def _gathered(shape: Shape, batch: Pass, training: Training) -> int:
+    """ZeRO-3 brings the layer that runs, and the one that comes next, together on every worker."""
+    return 2 * shape.layer_parameters * batch.number_bytes if training.zero_stage == 3 else 0
+
+
+def _kept_activations(shape: Shape, batch: Pass, training: Training) -> int:
+    """What autograd keeps from the forward pass for the backward one."""
+    inside = layer_activations(shape, batch, training) * batch.tokens
+    entry = shape.width * batch.tokens * batch.number_bytes
+    head = 2 * shape.width * batch.tokens * FLOAT32
+    if training.gradient_checkpointing:
+        return shape.layers * entry + inside + head  # and one layer at a time is run again
+    return shape.layers * inside + head
+
+
+def layer_activations(shape: Shape, batch: Pass, training: Training) -> int:
+    """Bytes that autograd keeps for each token of one layer.
+
+    Both norms keep their input in float32 and hand on their output; their scaled input is kept where their weights
+    are trained. Attention keeps queries, keys, values, its output and a logsumexp for each head; a gated MLP its two
+    branches, the activation and the product. Adapters keep their A's outputs.
+    """
+    size, scaled = batch.number_bytes, training.adapters is None
+    norms = 2 * (shape.width * (FLOAT32 + size + size * scaled) + FLOAT32)
+    attention = 2 * (shape.query_width + shape.key_width) * size + shape.heads * FLOAT32
+    mlp = (4 if shape.gated else 2) * shape.mlp_width * size
+    adapters = training.adapters.activations * size if training.adapters else 0
+    return norms + attention + mlp + adapters

@@ -1,0 +1,101 @@
+"""Read a model's shape from its configuration, on torch's meta device: shapes without numbers, no weight is loaded."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nlft_ray import sandbox
+from nlft_ray.config import LoraConfig, ModelConfig
+from nlft_ray.errors import UserError
+from nlft_ray.planning.shape import Adapters, Shape
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def read_shape(config: ModelConfig) -> Shape:
+    """Build the model without memory (torch's meta device) and count.
+
+    Raises:
+        UserError: there is no such configuration, or it is not of a dense decoder.
+    """
+    model: Any = meta_model(config)
+    text: Any = model.config.get_text_config()
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    layer = _first_layer(model, text.num_hidden_layers)
+    return Shape(
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        mlp_width=getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size,
+        heads=heads,
+        query_width=heads * head_width,
+        key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        gated=any("gate" in name for name, _ in layer.named_parameters()),
+        vocabulary=text.vocab_size,
+        positions=getattr(text, "max_position_embeddings", None),
+        parameters=sum(sizes),
+        layer_parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        largest_parameter=max(sizes),
+    )
+
+
+def read_adapters(config: ModelConfig, lora: LoraConfig) -> Adapters:
+    """Put adapters on the model without memory, and count.
+
+    Raises:
+        UserError: the targets are not in the model.
+    """
+    import peft
+
+    model: Any = meta_model(config)
+    layers = model.config.get_text_config().num_hidden_layers
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", r=lora.rank, target_modules=lora.targets)
+    try:
+        with torch.device("meta"):
+            adapted: Any = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError(f"train.lora.targets: {lora.targets} does not fit {config.path}: {error}") from error
+    trained = [(name, parameter) for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    ranks = sum(parameter.shape[0] for name, parameter in trained if "lora_A" in name)
+    return Adapters(sum(parameter.numel() for _, parameter in trained), ranks // layers)
+
+
+def meta_model(config: ModelConfig) -> nn.Module:
+    """The model on torch's meta device: shapes without numbers.
+
+    Raises:
+        UserError: as `read_shape`.
+    """
+    path = str(sandbox.MODEL_FOLDER) if config.path == "sandbox" else config.path
+    try:
+        settings = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        _check_dense(config.path, settings.get_text_config())
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path: {config.path} has no configuration that can be planned for: {reason} "
+            "Name a folder with a config.json, or a model on the hub."
+        ) from error
+
+
+def _check_dense(path: str, text: Any) -> None:
+    experts = next((getattr(text, name) for name in _EXPERTS if getattr(text, name, None)), 1)
+    if experts > 1:
+        raise UserError(
+            f"model.path: {path} is a mixture of {experts} experts. plan knows dense models only: how much memory "
+            "experts take depends on where their tokens go. Try score and train on one device with a few rows."
+        )
+
+
+def _first_layer(model: nn.Module, layers: int) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return module[0]
+    raise ValueError(f"no list of {layers} layers in it.")

@@ -1,0 +1,134 @@
+"""`nlft-ray plan` as a function: from a configuration to what fits and what to run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlft_ray.config import LengthsConfig, LoraConfig, ModelConfig, PlanConfig
+from nlft_ray.errors import UserError
+from nlft_ray.planning.choice import ScoringChoice, Trainer, TrainingChoice, choose_scoring
+from nlft_ray.planning.devices import Devices, devices_of
+from nlft_ray.planning.meta import read_adapters, read_shape
+from nlft_ray.planning.shape import Adapters, Shape
+from nlft_ray.storage import Folder
+
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The four ZeRO stages of LoRA or of full fine-tuning, without and with gradient checkpointing."""
+
+    adapters: Adapters | None
+    by_stage: dict[int, tuple[TrainingChoice, TrainingChoice]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` returns."""
+
+    config: PlanConfig
+    shape: Shape
+    adapters: Adapters
+    """Those that the settings ask for, or the default ones."""
+    devices: Devices
+    dtype: str
+    scoring: ScoringChoice
+    training: TrainingChoice | None
+    """The recommended one; None where nothing fits."""
+    alternatives: tuple[Alternatives, Alternatives]
+    """LoRA, then full fine-tuning, with one example in a micro-batch."""
+
+    @property
+    def score_yaml(self) -> str:
+        """Settings for `nlft-ray score --config`."""
+        options = self.config.score.model_dump(mode="json", exclude_defaults=True)
+        values = {"model": self._model(), **options, "max_tokens_per_batch": self.scoring.max_tokens_per_batch}
+        return _yaml(values | {"pool": {"max_workers": self.scoring.workers}})
+
+    @property
+    def train_yaml(self) -> str | None:
+        """Settings for `nlft-ray train --config`; None where nothing fits."""
+        if self.training is None:
+            return None
+        found, options = self.training.training, self.config.train.model_dump(mode="json", exclude_defaults=True)
+        chosen = {
+            "num_workers": found.workers,
+            "zero_stage": found.zero_stage,
+            "gradient_checkpointing": found.gradient_checkpointing,
+            "micro_batch_size_per_worker": self.training.micro_batch_size,
+        }
+        lora = {} if self.config.train.lora is None else {"lora": self.config.train.lora.model_dump(mode="json")}
+        return _yaml({"model": self._model(), "batch_size": self.config.train.batch_size, **chosen, **lora, **options})
+
+    def _model(self) -> dict[str, Any]:
+        return self.config.model.model_dump(mode="json", exclude_defaults=True) | {"dtype": self.dtype}
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Work out what scoring and training need, and which settings fit; write them where `output` says.
+
+    Raises:
+        UserError: the model's configuration cannot be read, or the lengths are beyond it.
+    """
+    shape, devices = read_shape(config.model), devices_of(config.cluster)
+    config = config.model_copy(update={"lengths": _lengths(config, shape)})
+    adapters = read_adapters(config.model, config.train.lora or LoraConfig())
+    dtype = _dtype(config.model, devices)
+    number_bytes = {"float32": 4, "bfloat16": 2}[dtype]
+    lora, full = (Trainer(config, shape, which, devices, number_bytes) for which in (adapters, None))
+    found = Plan(
+        config=config,
+        shape=shape,
+        adapters=adapters,
+        devices=devices,
+        dtype=dtype,
+        scoring=choose_scoring(config, shape, devices, number_bytes),
+        training=(full if config.train.lora is None else lora).choose(),
+        alternatives=(_alternatives(lora, adapters), _alternatives(full, None)),
+    )
+    if config.output is not None:
+        _write(found, Path(Folder(config.output).path))
+    return found
+
+
+def _alternatives(trainer: Trainer, adapters: Adapters | None) -> Alternatives:
+    def of(stage: int, checkpointing: bool) -> TrainingChoice:
+        return trainer.of(stage, checkpointing, trainer.workers(), 1)
+
+    return Alternatives(adapters, {stage: (of(stage, False), of(stage, True)) for stage in ZERO_STAGES})
+
+
+def _dtype(model: ModelConfig, devices: Devices) -> str:
+    if model.dtype == "auto":
+        return "bfloat16" if devices.kind == "gpu" else "float32"
+    return model.dtype
+
+
+def _lengths(config: PlanConfig, shape: Shape) -> LengthsConfig:
+    """The lengths that were given; the usual ones shrink to what the model takes."""
+    lengths, room = config.lengths, config.model.max_length or shape.positions
+    longest = (
+        lengths.prompt_tokens + lengths.response_tokens + max(lengths.judgment_tokens, lengths.standard_answer_tokens)
+    )
+    if room is None or longest <= room:
+        return lengths
+    if lengths.model_fields_set:
+        raise UserError(
+            f"lengths: prompt, response and judgment or standard answer make {longest} tokens, "
+            f"{config.model.path} takes {room}. Rows that long would be rejected: give lengths that fit."
+        )
+    return LengthsConfig(**{name: tokens * room // longest for name, tokens in lengths.model_dump().items()})
+
+
+def _write(found: Plan, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, text in (("score", found.score_yaml), ("train", found.train_yaml)):
+        if text is not None:
+            (folder / f"{stage}.yaml").write_text(text)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
