@@ -13,7 +13,7 @@ from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 
-_WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+_WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 65_536
 
 

@@ -1,4 +1,9 @@
-"""Export runs in this process: it moves weights, and there is nothing to spread."""
+"""Export runs in this process: it moves weights, and there is nothing to spread.
+
+The folder holds what `transformers` loads (weights, configuration, tokenizer), or with merge=false what PEFT loads (the
+adapter, which names its base model, and the tokenizer); README.md, the model card (`run_record/model_card.py`); and
+plan.json and manifest.json, nlft-ray's own record.
+"""
 
 import time
 from pathlib import Path
@@ -7,8 +12,11 @@ from typing import Any
 from nlft_ray.config import ExportConfig, ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import Manifest, StageResult, begin, finish, identity_of, input_fingerprint, read_manifest
-from nlft_ray.models import model_fingerprint
-from nlft_ray.stages.export.model import save_model_folder, trained_model
+from nlft_ray.models import model_fingerprint, model_folder
+from nlft_ray.progress import log
+from nlft_ray.run_record.folder import read_training
+from nlft_ray.run_record.model_card import CARD, card_metadata, new_card
+from nlft_ray.stages.export.model import save_adapter_folder, save_model_folder, trained_model
 from nlft_ray.storage import Folder
 
 _WEIGHTS = "weights"
@@ -18,7 +26,8 @@ def export(config: ExportConfig) -> StageResult:
     """Write the trained model as a Hugging Face folder. Killed at any moment and started again, it is written anew.
 
     Raises:
-        UserError: the input is no finished training, its base model was changed since, or the output is taken.
+        UserError: the input is no finished training, its base model was changed since, the output is taken, or an
+            adapter is asked for where a whole model was trained.
     """
     source, output = Folder(config.input), Folder(config.output)
     for option, folder in (("input", source), ("output", output)):
@@ -39,18 +48,44 @@ def export(config: ExportConfig) -> StageResult:
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
     began = time.monotonic()
-    model = trained_model(base, Path(source.path) / _WEIGHTS, _dtype(config))
-    save_model_folder(model, base, Path(output.path))
+    parameters = _save(config, base, Path(source.path) / _WEIGHTS, Path(output.path))
+    output.write_text(CARD, _card(config, base, source))
     manifest = Manifest(
         identity=identity,
         rows_in=trained.rows_out,
         rows_out=trained.rows_out,
         rows_rejected=0,
         seconds=time.monotonic() - began,
-        counts={"parameters": sum(parameter.numel() for parameter in model.parameters())},
+        counts={"parameters": parameters},
     )
     finish(output, manifest)
     return StageResult(output=config.output, manifest=manifest)
+
+
+def _save(config: ExportConfig, base: ModelConfig, weights: Path, output: Path) -> int:
+    """Write everything but the card; the number of parameters."""
+    if not config.merge:
+        return save_adapter_folder(weights, base, output, _dtype(config))
+    model = trained_model(base, weights, _dtype(config))
+    save_model_folder(model, base, output)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _card(config: ExportConfig, base: ModelConfig, source: Folder) -> str:
+    run = read_training(source)
+    return new_card(run, run.stages[0], base=_metadata(base), adapter=not config.merge)
+
+
+def _metadata(base: ModelConfig) -> dict[str, Any]:
+    """What the base model's own card says, its licence above all; empty where it has none."""
+    card = model_folder(base) / CARD
+    if not card.is_file():
+        return {}
+    try:
+        return card_metadata(card.read_text(encoding="utf-8"))
+    except ValueError as error:
+        log(f"export: {card} is not read, so the new card says nothing of a licence: {error}")
+        return {}
 
 
 def _check_base(base: ModelConfig, trained: Manifest) -> None:

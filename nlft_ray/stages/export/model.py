@@ -1,17 +1,21 @@
-"""The trained model as one folder: adapters merged, weights, tokenizer and generation settings side by side."""
+"""The trained model as one folder: weights, tokenizer and settings side by side; adapters merged, or alone."""
 
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from nlft_ray.config import ModelConfig
+from nlft_ray.errors import UserError
 from nlft_ray.models import load_model, load_tokenizer
 
-_ADAPTER = "adapter_config.json"
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = None) -> Any:
@@ -32,11 +36,35 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
 
 
 def save_model_folder(model: Any, base: ModelConfig, output: Path) -> None:
-    """Write everything beside its place, then move it there; what an interrupted export left is replaced."""
-    written = output / f".{uuid.uuid4().hex}"
-    try:
+    """Write the whole model and its tokenizer."""
+    with _written_whole(output) as written:
         model.save_pretrained(written)
         load_tokenizer(base).save_pretrained(written)
+
+
+def save_adapter_folder(weights: Path, base: ModelConfig, output: Path, dtype: torch.dtype | None = None) -> int:
+    """Write the adapter and the base model's tokenizer; the number of the adapter's parameters.
+
+    Raises:
+        UserError: the training was of the whole model.
+    """
+    if not (weights / _ADAPTER).is_file():
+        raise UserError("merge: false asks for the adapter alone, but the whole model was trained: leave merge=true.")
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(weights / _ADAPTER_WEIGHTS).items()}
+    with _written_whole(output) as written:
+        save_file(tensors, written / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(weights / _ADAPTER, written / _ADAPTER)
+        load_tokenizer(base).save_pretrained(written)
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+@contextmanager
+def _written_whole(output: Path) -> Iterator[Path]:
+    """A folder beside the files' places, where they are moved to at the end; what an interrupted export left goes."""
+    written = output / f".{uuid.uuid4().hex}"
+    written.mkdir(parents=True)
+    try:
+        yield written
         for path in sorted(written.iterdir()):
             path.replace(output / path.name)
     finally:

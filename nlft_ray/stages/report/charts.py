@@ -1,16 +1,18 @@
-"""Line charts and interval bars as coordinates; the template draws them as inline SVG."""
+"""Line charts as coordinates; the template draws them as inline SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nlft_ray.stages.report.run_folder import StageRecord
+from nlft_ray.run_record.figures import readable
 
 WIDTH, HEIGHT = 320.0, 120.0
 _CURVES = (
     ("loss_likelihood", "Loss: raising tokens"),
     ("loss_unlikelihood", "Loss: lowering tokens"),
+    ("loss_anchor", "Loss: anchor (plain likelihood of correct responses)"),
+    ("held_out_loss", "Loss on held-out examples"),
     ("gradient_norm", "Gradient norm"),
     ("learning_rate", "Learning rate"),
     ("weighted_tokens", "Weighted tokens a step"),
@@ -40,18 +42,6 @@ class Chart:
     ticks: list[tuple[float, str]]
     """(y, label)"""
     steps: int
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """One bar: accuracy with its interval, in percent."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    correct: int
-    total: int
 
 
 def training_charts(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
@@ -98,26 +88,3 @@ def _round_up(value: float) -> float:
     power = 10.0 ** math.floor(math.log10(value))
     factors = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
     return next(factor * power for factor in factors if factor * power >= value * (1 - 1e-9))
-
-
-def readable(value: float) -> str:
-    """Three significant digits; powers of ten where the number is very small."""
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:.2g}"
-
-
-def accuracies(evaluations: Sequence[StageRecord]) -> list[Accuracy]:
-    """The bars of all evaluations, the one before training first."""
-    return [
-        Accuracy(
-            name=record.name.rpartition("/")[2],
-            value=100 * record.manifest.counts["accuracy"],
-            low=100 * record.manifest.counts["accuracy_low"],
-            high=100 * record.manifest.counts["accuracy_high"],
-            correct=int(record.manifest.counts["correct"]),
-            total=record.manifest.rows_out,
-        )
-        for record in evaluations
-        if "accuracy" in record.manifest.counts
-    ]

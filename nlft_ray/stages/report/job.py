@@ -8,9 +8,10 @@ from nlft_ray.config import ModelConfig, ReportConfig
 from nlft_ray.core.policies import POLICIES, Policy
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import MANIFEST, Manifest, StageResult, finish, identity_of, input_fingerprint
-from nlft_ray.stages.report.markdown import summary
+from nlft_ray.run_record.folder import ScoredRun, read_run
+from nlft_ray.run_record.markdown import summary
+from nlft_ray.stages.report.model_cards import refresh_cards
 from nlft_ray.stages.report.page import render
-from nlft_ray.stages.report.run_folder import Run, read_run
 from nlft_ray.stages.report.tokens import TokenSet, read_tokens
 from nlft_ray.storage import Folder
 
@@ -19,6 +20,8 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 def report(config: ReportConfig) -> StageResult:
     """Write the report anew, also where one stands already. `output` of the result is the HTML file.
+
+    The cards of the models that the run exported learn what the report knows.
 
     Raises:
         UserError: the input holds no finished scored table, its tokenizer is missing, or the output is taken.
@@ -31,11 +34,12 @@ def report(config: ReportConfig) -> StageResult:
     sets = [_tokens("first", run, tokenizer, config.max_examples)]
     if config.compare is not None:
         other = read_run(Folder(config.compare))
-        _check_tokenizer(config, other, tokenizer)
+        _check_tokenizer("compare", other, tokenizer)
         ids = {example["id"] for example in sets[0].examples}
         sets.append(_tokens("second", other, tokenizer, config.max_examples, ids))
     folder.write_text(html, render(run, sets, _policy(config, run)))
     folder.write_text(html.removesuffix(".html") + ".md", summary(run))
+    refresh_cards(run)
     manifest = _manifest(config, run, sets, time.monotonic() - began)
     if html == HTML:
         finish(folder, manifest)
@@ -60,38 +64,39 @@ def _check_free(folder: Folder) -> None:
         raise UserError(f"output: {folder} holds the output of stage '{stage}'. Choose another folder.")
 
 
-def _tokenizer(config: ReportConfig, run: Run) -> Any:
+def _tokenizer(config: ReportConfig, run: ScoredRun) -> Any:
     from nlft_ray.models import load_tokenizer
 
     recorded = run.scored.manifest.identity.config.get("model")
     if config.model is None and recorded is None:
         raise UserError(f"model: {run.scored.folder} does not say which model it was scored with: set model.path.")
     tokenizer = load_tokenizer(config.model or ModelConfig.model_validate(recorded))
-    _check_tokenizer(config, run, tokenizer)
+    _check_tokenizer("input", run, tokenizer)
     return tokenizer
 
 
-def _check_tokenizer(config: ReportConfig, run: Run, tokenizer: Any) -> None:
+def _check_tokenizer(option: str, run: ScoredRun, tokenizer: Any) -> None:
     from nlft_ray.models import tokenizer_fingerprint
 
     recorded, found = run.scored.manifest.identity.tokenizer, tokenizer_fingerprint(tokenizer)
     if recorded not in (None, found):
+        mend = {"input": "Set model.path to the model that it was scored with.", "compare": "Both must have the same."}
         raise UserError(
-            f"input: {run.scored.folder} holds ids of another tokenizer (tokenizer: {recorded} there, {found} in the "
-            "model). Set model.path to the model that it was scored with."
+            f"{option}: {run.scored.folder} holds ids of another tokenizer (tokenizer: {recorded} there, {found} in "
+            f"the model). {mend[option]}"
         )
 
 
-def _tokens(fallback: str, run: Run, tokenizer: Any, limit: int, only: set[str] | None = None) -> TokenSet:
+def _tokens(fallback: str, run: ScoredRun, tokenizer: Any, limit: int, only: set[str] | None = None) -> TokenSet:
     return read_tokens(_set_name(run) or fallback, run.scored.folder, run.examples(), tokenizer, limit, only)
 
 
-def _set_name(run: Run) -> str:
+def _set_name(run: ScoredRun) -> str:
     """The last two names of the path, which tell two scored folders apart."""
     return "/".join(PurePosixPath(run.scored.folder.path).parts[-2:])
 
 
-def _policy(config: ReportConfig, run: Run) -> Policy:
+def _policy(config: ReportConfig, run: ScoredRun) -> Policy:
     """The setting's; else that of the run's first training; else the default one."""
     if config.policy is not None:
         return config.policy
@@ -103,7 +108,7 @@ def _policy(config: ReportConfig, run: Run) -> Policy:
     return POLICIES[values["name"]](**values)
 
 
-def _manifest(config: ReportConfig, run: Run, sets: list[TokenSet], seconds: float) -> Manifest:
+def _manifest(config: ReportConfig, run: ScoredRun, sets: list[TokenSet], seconds: float) -> Manifest:
     scored, shown = run.scored.manifest, len(sets[0].examples)
     left_out = scored.rows_out - shown
     return Manifest(

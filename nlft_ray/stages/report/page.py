@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from nlft_ray import __version__
 from nlft_ray.core.policies import Policy
-from nlft_ray.stages.report.charts import accuracies, training_charts
+from nlft_ray.run_record.figures import accuracies
+from nlft_ray.run_record.folder import ScoredRun
+from nlft_ray.stages.report.charts import training_charts
 from nlft_ray.stages.report.policy_form import policies_for_page, values_of
-from nlft_ray.stages.report.run_folder import Run
 from nlft_ray.stages.report.tokens import TokenSet
 
 _SCRIPTS = ("policies.js", "data.js", "dom.js", "reasons.js", "tokens.js", "panel.js", "list.js", "report.js")
@@ -25,7 +26,7 @@ _CHANGES_SHOWN = 10
 _ESCAPED = "<>&\u2028\u2029"
 
 
-def render(run: Run, sets: Sequence[TokenSet], policy: Policy) -> str:
+def render(run: ScoredRun, sets: Sequence[TokenSet], policy: Policy) -> str:
     """The whole page."""
     script, css = "\n".join(_asset(name) for name in _SCRIPTS), _asset("report.css")
     shown = len(sets[0].examples)

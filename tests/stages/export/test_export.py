@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,6 +54,15 @@ def exporting(train: TrainConfig, output: Path, **changes: Any) -> ExportConfig:
     return ExportConfig(input=train.output, output=str(output), **changes)
 
 
+def assert_card(folder: str, tmp_path: Path, **wanted: Any) -> None:
+    """The card holds these metadata, and nothing in the folder but nlft-ray's record names a path of this machine."""
+    card = ModelCard.load(Path(folder) / "README.md")
+    assert {key: card.data.get(key) for key in wanted} == wanted
+    assert "| trained | 6 |" in card.text, "the table of its steps"
+    telling = [path.name for path in Path(folder).iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    assert telling == ([] if wanted["library_name"] == "transformers" else ["adapter_config.json"])
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
 def test_the_exported_model_gives_the_trained_logits(
@@ -60,7 +71,9 @@ def test_the_exported_model_gives_the_trained_logits(
     model = support.save_model(tmp_path / "model", tied=tied)
     config = support.train_config(model, scored, tmp_path / "trained", lora=lora)
     expected = trained(config, monkeypatch)
+    (Path(model) / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     result = export(exporting(config, tmp_path / "out"))
+    assert_card(result.output, tmp_path, license="mit", library_name="transformers", base_model=None)
     loaded = AutoModelForCausalLM.from_pretrained(result.output).eval()
     assert loaded.dtype == torch.float32
     torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-5, atol=1e-5)
@@ -83,6 +96,25 @@ def test_the_type_of_the_weights_can_be_chosen(
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
     loaded = AutoModelForCausalLM.from_pretrained(result.output, dtype=torch.float32)
     torch.testing.assert_close(loaded(IDS).logits, expected, rtol=0.1, atol=0.1)
+
+
+def test_an_adapter_can_be_exported_alone(
+    model: str, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = support.train_config(model, scored, tmp_path / "trained", lora={})
+    expected = trained(config, monkeypatch)
+    result = export(exporting(config, tmp_path / "out", merge=False))
+    assert_card(result.output, Path(model), library_name="peft", base_model_relation="adapter", license=None)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), result.output).eval()
+    torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert result.manifest.counts["parameters"] == sum(
+        tensor.numel() for tensor in load_file(tmp_path / "out" / "adapter_model.safetensors").values()
+    )
+    whole = support.train_config(model, scored, tmp_path / "whole")
+    trained(whole, monkeypatch)
+    with pytest.raises(UserError, match="whole model was trained"):
+        export(exporting(whole, tmp_path / "none", merge=False))
 
 
 def test_an_interrupted_export_is_redone(

@@ -1,6 +1,7 @@
 """Scored folders and runs to report on."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nlft_ray.config import ReportConfig, ScoreConfig
+from nlft_ray.config import ModelConfig, ReportConfig, ScoreConfig
 from nlft_ray.manifest import Identity, Manifest, finish, input_fingerprint, read_manifest
+from nlft_ray.models import model_fingerprint
+from nlft_ray.run_record.folder import read_training
+from nlft_ray.run_record.model_card import CARD, new_card
 from nlft_ray.schema import EXAMPLES
 from nlft_ray.stages.report.job import report
 from nlft_ray.storage import Folder
@@ -128,6 +132,7 @@ def _write_training(folder: Path, policy: str, weight: float) -> None:
             "loss": weight / step,
             "loss_likelihood": weight / step,
             "loss_unlikelihood": 0.1 / step if policy == "nlft" else 0.0,
+            "loss_anchor": 0.2 / step if policy == "nlft" else 0.0,
             "gradient_norm": 2.0,
             "learning_rate": 1e-4,
             "examples": 4,
@@ -138,22 +143,32 @@ def _write_training(folder: Path, policy: str, weight: float) -> None:
     ]
     cut_short = '{"step": 11, "ep'
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + cut_short)
-    identity = Identity(
-        stage="train", table="weights", software_version="test", config={"policy": {"name": policy, "theta": 0.9}}
-    )
-    if policy == "rft":
-        identity = identity.model_copy(update={"config": {"policy": {"name": "rft"}}})
+    numbers = {"theta": 0.9} if policy == "nlft" else {}
+    config = {"policy": {"name": policy, **numbers}, "model": {"path": "org/base"}}
+    identity = Identity(stage="train", table="weights", software_version="test", config=config)
     reasons = {"reject_reasons": {"no <b>weight</b>": 2}, "rows_rejected": 2}
     finish(Folder(str(folder)), _manifest(identity, 4, **reasons))
 
 
-def _write_predictions(folder: Path, right: list[bool]) -> None:
+def write_export(folder: Path, run: Path, model: str) -> None:
+    """The random model as if it were what policy nlft trained, with the card that export writes."""
+    shutil.copytree(model, folder)
+    training = read_training(Folder(str(run / "trained" / "nlft")))
+    Folder(str(folder)).write_text(CARD, new_card(training, training.stages[0], base={}, adapter=False))
+    made_from = input_fingerprint(training.stages[0].manifest)
+    identity = Identity(stage="export", table="model", software_version="test", config={}, input=made_from)
+    finish(Folder(str(folder)), _manifest(identity, 4))
+    weights = model_fingerprint(ModelConfig(path=str(folder)))
+    _write_predictions(run / "predictions" / "nlft", [False, True, False], weights)
+
+
+def _write_predictions(folder: Path, right: list[bool], model: str | None = None) -> None:
     rows = [
         {"id": str(number), "question": f"<i>{number}</i>", "completion": f"#### {good}", "correct": good}
         for number, good in enumerate(right)
     ]
     write_table(folder, "predictions", rows)
-    identity = Identity(stage="evaluate", table="predictions", software_version="test", config={})
+    identity = Identity(stage="evaluate", table="predictions", software_version="test", config={}, model=model)
     counts = {"correct": float(sum(right)), "accuracy": sum(right) / 3, "accuracy_low": 0.1, "accuracy_high": 0.9}
     finish(Folder(str(folder)), _manifest(identity, 3, counts=counts))
 

@@ -3,26 +3,28 @@
 import base64
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from nlft_ray.cli import main
 from nlft_ray.config import ModelConfig
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.errors import UserError
 from nlft_ray.models import load_tokenizer
+from nlft_ray.run_record.folder import read_run
 from nlft_ray.saliency_view import token_texts
 from nlft_ray.stages.report.page import json_for_script
 from nlft_ray.stages.report.policy_form import policies_for_page
-from nlft_ray.stages.report.run_folder import read_run
 from nlft_ray.stages.report.tokens import pack, response_texts
 from nlft_ray.storage import Folder
 from tests.random_models import byte_tokenizer
-from tests.stages.report.support import HOSTILE, HOSTILE_ROWS, random_rows, write_report, write_scored
+from tests.stages.report.support import HOSTILE, HOSTILE_ROWS, random_rows, write_export, write_report, write_scored
 from tests.tables import read_table
 
 
@@ -38,7 +40,7 @@ def test_a_run_is_told_from_rows_to_accuracy(html: Path) -> None:
     assert "33.3 %  (10.0 to 90.0), 1 of 3" in text
     assert "nlft: 1 fixed, 1 broken, 1 still wrong, 0 right before and after" in text
     assert "2 × no &lt;b&gt;weight&lt;/b&gt;" in text
-    assert text.count("<polyline") == 2 * 4 + 2  # five charts; both policies have a line of unlikelihood, rft's at zero
+    assert text.count("<polyline") == 2 * 6  # six charts, two policies; rft's unlikelihood and anchor are lines at zero
     assert "&lt;i&gt;0&lt;/i&gt;" in text
     assert data_of(html)["policy"]["theta"] == 0.9, "it opens with the policy that was trained"
 
@@ -48,7 +50,22 @@ def test_the_markdown_stands_beside_it(html: Path) -> None:
     assert "| nlft | 33.3 % | 10.0 to 90.0 % | 1 of 3 |" in text
     assert "| nlft | 1 | 1 | 1 | 0 |" in text
     assert r"2 × no &lt;b>weight&lt;/b>" in text
-    assert "| nlft | 10 | 0.1 | 0.01 | 400 | 5 |" in text
+    assert "| nlft | 10 | 0.1 | 0.01 | 0.02 | 400 | 5 |" in text
+
+
+def test_the_cards_of_exported_models_learn_the_results(run: str, random_llama: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    write_export(copy / "models" / "nlft", copy, random_llama)
+    card = copy / "models" / "nlft" / "README.md"
+    assert "Accuracy" not in card.read_text()
+    write_report(str(copy), output=str(tmp_path / "report.html"))
+    told = ModelCard.load(card)
+    assert "Accuracy on 3 test questions: **33.3 %" in told.text
+    assert "| rft | 100.0 %" in told.text
+    assert told.data.eval_results[0].metric_value == 0.3333
+    card.write_text("---\na: [\n---\n" + told.text)
+    write_report(str(copy), output=str(tmp_path / "report.html"))
+    assert card.read_text().startswith("---\na: [\n---\n"), "what cannot be read is left alone"
 
 
 def test_texts_come_from_the_table_that_was_scored(html: Path) -> None:
@@ -91,6 +108,8 @@ def test_what_cannot_be_reported_is_refused(random_llama: str, run: str, tmp_pat
     (tmp_path / "scored" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="another tokenizer"):
         write_report(unnamed, model={"path": random_llama})
+    with pytest.raises(UserError, match=r"^compare: .* holds ids of another tokenizer.*Both must have the same"):
+        write_report(run, compare=unnamed)
 
 
 def test_it_is_written_anew_each_time(run: str, html: Path) -> None:

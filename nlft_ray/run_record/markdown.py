@@ -2,13 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 
-from nlft_ray.stages.report.charts import accuracies, readable
-from nlft_ray.stages.report.run_folder import Run
+from nlft_ray.run_record.figures import accuracies, readable
+from nlft_ray.run_record.folder import Run
+
+_LOSSES = ("loss_likelihood", "loss_unlikelihood", "loss_anchor")
 
 
 def summary(run: Run) -> str:
-    """Accuracy, training, what changed, and the stages."""
-    return "\n\n".join([f"# {_cell(run.name)}", *_accuracy(run), *_training(run), *_changes(run), _stages(run)]) + "\n"
+    """A page of its own: `sections` below the run's name."""
+    return "\n\n".join([f"# {escaped(run.name)}", *sections(run)]) + "\n"
+
+
+def sections(run: Run) -> list[str]:
+    """Accuracy, training, what changed, and the stages; each with a heading, and only where there is something."""
+    return [*_accuracy(run), *_training(run), *_changes(run), _stages(run)]
 
 
 def _accuracy(run: Run) -> Iterable[str]:
@@ -26,15 +33,15 @@ def _training(run: Run) -> Iterable[str]:
         (
             name,
             str(len(lines)),
-            readable(lines[-1]["loss_likelihood"]),
-            readable(lines[-1]["loss_unlikelihood"]),
+            *(readable(lines[-1][part]) if part in lines[-1] else "–" for part in _LOSSES),
             f"{sum(line['weighted_tokens'] for line in lines):,}",
             f"{sum(line['seconds'] for line in lines):.0f}",
         )
         for name, lines in run.metrics.items()
     ]
     if rows:
-        headings = ("policy", "steps", "last loss, raising", "lowering", "weighted tokens", "seconds of steps")
+        losses = ("last loss: raising tokens", "lowering tokens", "anchor")
+        headings = ("policy", "steps", *losses, "weighted tokens", "seconds of steps")
         yield "## Training\n\n" + _table(headings, rows)
 
 
@@ -68,10 +75,18 @@ def _stages(run: Run) -> str:
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(escaped(text) for text in line) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
-    """Text that can stand in a table: one line, no column breaks, no markup."""
-    escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{character}" if character in "\\|*_`[]" else character for character in escaped)
+def escaped(text: str) -> str:
+    """Text that can stand in a sentence or a table: one line, no column breaks, no markup."""
+    one_line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{character}" if character in "\\|*_`[]" else character for character in one_line)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A block of code, whatever it holds."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

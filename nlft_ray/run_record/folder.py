@@ -1,4 +1,4 @@
-"""What lies in a run folder: stages, trainings, accuracies. A scored folder alone is a run of one stage."""
+"""What lies in a run folder: stages, trainings, evaluations. A scored folder alone is a run of one stage."""
 
 import json
 from collections.abc import Iterator
@@ -25,6 +25,11 @@ class StageRecord:
     folder: Folder
     manifest: Manifest
 
+    @property
+    def leaf(self) -> str:
+        """Last name of the path: the policy's, for what belongs to one."""
+        return self.name.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Change:
@@ -46,12 +51,11 @@ class Changes:
     """Right before and after."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that a report tells, beside the tokens."""
+    """What is told about a run, beside its tokens."""
 
     name: str
-    scored: StageRecord
     stages: list[StageRecord]
     metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Policy → a line for each optimizer step."""
@@ -59,6 +63,18 @@ class Run:
 
     def of_stage(self, stage: str) -> list[StageRecord]:
         return [record for record in self.stages if record.manifest.identity.stage == stage]
+
+    def origin(self, record: StageRecord) -> StageRecord | None:
+        """The stage whose table this one read; None where it is not in the run."""
+        wanted = record.manifest.identity.input
+        return next((stage for stage in self.stages if input_fingerprint(stage.manifest) == wanted), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRun(Run):
+    """A run that has got as far as a scored table."""
+
+    scored: StageRecord
 
     def examples(self) -> Folder | None:
         """The table that was scored: the folder whose fingerprint the scored one names."""
@@ -69,7 +85,7 @@ class Run:
         return None
 
 
-def read_run(folder: Folder) -> Run:
+def read_run(folder: Folder) -> ScoredRun:
     """Read a run folder, or a scored folder.
 
     Raises:
@@ -78,7 +94,7 @@ def read_run(folder: Folder) -> Run:
     name = folder.path.rpartition("/")[2]
     if folder.has(MANIFEST):
         scored = StageRecord(name, folder, read_manifest(folder, table="scored"))
-        return Run(name=name, scored=scored, stages=[scored])
+        return ScoredRun(name=name, scored=scored, stages=[scored])
     records = sorted(_records(folder), key=_in_order)
     scored_records = [record for record in records if record.manifest.identity.table == "scored"]
     if len(scored_records) != 1:
@@ -86,12 +102,12 @@ def read_run(folder: Folder) -> Run:
         raise UserError(
             f"input: {folder} must be a scored folder, or a run with one in it; finished scored folders found: {what}."
         )
-    return Run(
+    return ScoredRun(
         name=name,
         scored=scored_records[0],
         stages=records,
         metrics={
-            _leaf(record): lines
+            record.leaf: lines
             for record in records
             if record.manifest.identity.stage == "train" and (lines := _metrics(record.folder))
         },
@@ -126,13 +142,20 @@ def _parent(folder: Folder) -> Folder:
     return Folder(folder.uri.rstrip("/").rpartition("/")[0])
 
 
-def _leaf(record: StageRecord) -> str:
-    return record.name.rpartition("/")[2]
-
-
 def _in_order(record: StageRecord) -> tuple[int, bool, str]:
     stage = record.manifest.identity.stage
-    return _ORDER.index(stage), _leaf(record) != _BEFORE, record.name
+    return _ORDER.index(stage), record.leaf != _BEFORE, record.name
+
+
+def read_training(folder: Folder) -> Run:
+    """A training's folder as a run of one stage.
+
+    Raises:
+        UserError: there is no finished training.
+    """
+    record = StageRecord(folder.path.rpartition("/")[2], folder, read_manifest(folder, table="weights"))
+    lines = _metrics(folder)
+    return Run(name=record.name, stages=[record], metrics={record.leaf: lines} if lines else {})
 
 
 def _metrics(folder: Folder) -> list[dict[str, Any]]:
@@ -144,7 +167,7 @@ def _metrics(folder: Folder) -> list[dict[str, Any]]:
 
 
 def _changes(records: list[StageRecord]) -> Iterator[Changes]:
-    evaluated = {_leaf(record): record for record in records if record.manifest.identity.stage == "evaluate"}
+    evaluated = {record.leaf: record for record in records if record.manifest.identity.stage == "evaluate"}
     before = evaluated.pop(_BEFORE, None)
     if before is None:
         return
