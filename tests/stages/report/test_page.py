@@ -128,6 +128,22 @@ def test_one_example_at_a_time(visit: Any) -> None:
     assert page.evaluate("nlft.List.current().id") == page.evaluate(LISTED)[1]
 
 
+def test_the_compact_view_shows_more_responses_in_less_room(visit: Any) -> None:
+    page = visit(address="#sort=table").page
+    page.locator("#shown-count").scroll_into_view_if_needed()
+    page.locator("#examples .t").first.wait_for()
+    height = "nlft.List.listed()[1].card.offsetHeight"
+    before = page.evaluate(height)
+    page.locator("#filter-view").select_option("compact")
+    assert page.evaluate(height) < before / 2
+    card = page.locator("#examples .card").nth(1)
+    assert card.locator(".response").is_visible()
+    assert card.locator(".question").is_visible()
+    assert not card.locator(".judgment, .standard-answer").first.is_visible()
+    card.locator(".t").first.hover()
+    assert page.locator("#details").is_visible(), "tokens tell what they tell elsewhere"
+
+
 def test_a_link_brings_the_setting_back(visit: Any) -> None:
     page = visit().page
     page.locator("#policy-name").select_option("origin")

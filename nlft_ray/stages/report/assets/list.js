@@ -66,7 +66,7 @@ const List = (() => {
     if (example.other) boxes.push(side(example.other, example.other.set.name));
     else if (second.size) boxes.push(make("p", { class: "absent" }, "Not in the second table."));
     return [
-      make("h3", {},
+      make("h3", { class: "name" },
         make("span", { class: "verdict" }, verdict),
         make("span", { class: "place" }, ` ${example.number} · `, make("code", {}, ...visible(example.id)))),
       line("Question", (example.instruction ? `${example.instruction}\n` : "") + example.question),
@@ -89,7 +89,7 @@ const List = (() => {
   }
 
   function line(name, text) {
-    return make("div", { class: "line" },
+    return make("div", { class: `line ${name.toLowerCase().replace(" ", "-")}` },
       make("span", { class: "label" }, name), make("div", { class: "text", dir: "auto" }, ...visible(text)));
   }
 
@@ -132,9 +132,14 @@ const List = (() => {
     if (!same || resort) find("examples").replaceChildren(...listed.map((example) => example.card));
     showView();
   }
+
   function showView() {
     const single = filters.view === "one";
-    find("examples").classList.toggle("single", single);
+    const list = find("examples");
+    if (list.dataset.view !== filters.view) {
+      list.dataset.view = filters.view;
+      for (const example of examples) example.card.style.removeProperty("--height"); // it was another view's
+    }
     for (const example of listed) {
       example.card.hidden = single && example !== current;
       example.card.classList.toggle("current", example === current);
