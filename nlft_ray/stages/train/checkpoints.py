@@ -85,7 +85,9 @@ class Checkpoints:
 
         The number of workers and the ZeRO stage may be other ones than they were.
         """
-        name = self._told_by_the_first(self._newest() if self._rank == 0 else None)
+        with self._all_or_none(f"the checkpoints in {self._folder} cannot be read"):
+            newest = self._newest() if self._rank == 0 else None
+        name = self._told_by_the_first(newest)
         if name is None:
             return None
         folder = self._folder / name

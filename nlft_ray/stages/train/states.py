@@ -32,10 +32,12 @@ def gather_states(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    whole = _whole_values(engine)
     for name, parameter in trained_parameters(engine.module).items():
-        if _is_whole(parameter):
-            states = engine.basic_optimizer.state[parameter]
-            yield name, {VALUE: parameter.detach(), **{moment: states[moment] for moment in MOMENTS}}
+        if whole:
+            value = whole[parameter]
+            states = engine.basic_optimizer.state[value]
+            yield name, {VALUE: value.detach()} | {moment: states[moment] for moment in MOMENTS}
         else:
             value = safe_get_full_fp32_param(parameter)
             yield name, {VALUE: value} | {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
@@ -53,13 +55,26 @@ def set_states(engine: Any, read: Callable[[str], Mapping[str, Tensor]], steps: 
         read: Value and moments of a parameter by its name.
     """
     _make_moments(engine, steps)
+    whole = _whole_values(engine)
     for name, parameter in trained_parameters(engine.module).items():
-        _set(engine, parameter, read(name))
+        states = {kind: tensor.to(engine.device) for kind, tensor in read(name).items()}
+        if whole:
+            _set_whole(engine, whole[parameter], states)
+        else:
+            _set_pieces(parameter, states)
+        # What the model computes with is mostly another tensor than the one that the optimizer works on.
+        _set_parameter(parameter, states[VALUE])
 
 
-def _is_whole(parameter: nn.Parameter) -> bool:
-    """Whether the optimizer works on the parameter itself, as it does without ZeRO in float32."""
-    return not hasattr(parameter, "ds_id") and not hasattr(parameter, "_hp_mapping")
+def _whole_values(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """Without ZeRO, the float32 tensor that the optimizer works on: the parameter, or in bfloat16 a copy of it."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return {parameter: parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not hasattr(optimizer, "fp32_groups"):
+        return {}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
 
 def _make_moments(engine: Any, steps: int) -> None:
@@ -80,19 +95,23 @@ def _make_moments(engine: Any, steps: int) -> None:
 
 
 @torch.no_grad()
-def _set(engine: Any, parameter: nn.Parameter, states: Mapping[str, Tensor]) -> None:
-    import deepspeed
+def _set_whole(engine: Any, value: Tensor, states: Mapping[str, Tensor]) -> None:
+    value.copy_(states[VALUE])
+    for moment in MOMENTS:
+        engine.basic_optimizer.state[value][moment].copy_(states[moment])
+
+
+def _set_pieces(parameter: nn.Parameter, states: Mapping[str, Tensor]) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    states = {kind: tensor.to(engine.device) for kind, tensor in states.items()}
-    if _is_whole(parameter):
-        parameter.copy_(states[VALUE])
-        for moment in MOMENTS:
-            engine.basic_optimizer.state[parameter][moment].copy_(states[moment])
-        return
     safe_set_full_fp32_param(parameter, states[VALUE])
     for moment in MOMENTS:
         safe_set_full_optimizer_state(parameter, states[moment], moment)
-    # DeepSpeed sets the optimizer's float32 value alone. The one that the model computes with is another tensor.
+
+
+@torch.no_grad()
+def _set_parameter(parameter: nn.Parameter, value: Tensor) -> None:
+    import deepspeed
+
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        parameter.copy_(states[VALUE])
+        parameter.copy_(value)

@@ -24,8 +24,9 @@ pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
 
 PLACES = list(itertools.product((0, 1, 2, 3), (1, 2)))
 """ZeRO stage and number of workers."""
-SOME = [((0, 1), (1, 2)), ((1, 2), (3, 1)), ((2, 2), (0, 1)), ((3, 2), (2, 1)), ((3, 1), (3, 2)), ((1, 1), (0, 2))]
-PAIRS = list(itertools.permutations(PLACES, 2)) if os.environ.get("NLFT_EXHAUSTIVE") else SOME
+LORA = {"dropout": 0.0}
+SOME = [((0, 1), (3, 2), LORA), ((3, 2), (2, 1), None), ((2, 2), (0, 1), None), ((1, 1), (0, 2), LORA)]
+ALL = [(before, after, lora) for before, after in itertools.permutations(PLACES, 2) for lora in (None, LORA)]
 
 
 class Trainer:
@@ -56,8 +57,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
     return {"folder": tmp_path_factory.mktemp("stopped")}
 
 
-@pytest.mark.parametrize("lora", [None, {"dropout": 0.0}], ids=["full", "lora"])
-@pytest.mark.parametrize(("before", "after"), PAIRS, ids=str)
+@pytest.mark.parametrize(("before", "after", "lora"), ALL if os.environ.get("NLFT_EXHAUSTIVE") else SOME, ids=str)
 def test_the_loss_continues_under_another_stage_and_number_of_workers(
     before: tuple[int, int], after: tuple[int, int], lora: Any, trainer: Trainer, stopped: dict[Any, Path]
 ) -> None:
@@ -137,11 +137,15 @@ def test_a_damaged_checkpoint_is_said_in_a_line(trainer: Trainer, tmp_path: Path
         loop.train_worker(config, support.StoppingCheckpoints(checkpoints))
 
 
-def test_what_cannot_be_written_fails_on_all_workers(trainer: Trainer, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("a file, where a folder should be")
-    with pytest.raises(AssertionError) as caught:  # what the group of workers makes of it
-        trainer.run(trainer.config(tmp_path / "out", 2), 2, tmp_path / "checkpoints")
-    assert str(caught.value).count("cannot be written") >= 2
+def test_what_cannot_be_read_or_written_fails_on_all_workers(trainer: Trainer, tmp_path: Path) -> None:
+    def failure(checkpoints: Path) -> str:
+        with pytest.raises(AssertionError) as caught:  # what the group of workers makes of it
+            trainer.run(trainer.config(tmp_path / "out", 2), 2, checkpoints)
+        return str(caught.value)
+
+    (tmp_path / "file").write_text("a file, where a folder should be")
+    assert failure(tmp_path / "file").count("cannot be read: ") >= 2
+    assert failure(Path("/proc/none")).count("cannot be written: ") >= 2
 
 
 def test_checkpoints_in_a_store(trainer: Trainer, tmp_path: Path) -> None:
