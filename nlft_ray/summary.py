@@ -5,24 +5,17 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from nlft_ray.chain import PolicyOutcome, RunResult
 from nlft_ray.manifest import Manifest, StageResult
 from nlft_ray.models import load_tokenizer
 from nlft_ray.planning.plan import Plan
 from nlft_ray.planning.show import show_plan
-from nlft_ray.saliency_view import Role, SaliencyView, losing_example
+from nlft_ray.saliency_terminal import show_response
+from nlft_ray.saliency_view import losing_example
 from nlft_ray.storage import Folder
 
 _LOG_FILE_COLUMNS = 120
-_STYLES: dict[Role, str] = {
-    "losing": "bold white on red",
-    "scoring": "black on green",
-    "near": "underline",
-    "silent": "dim",
-    "plain": "",
-}
 
 
 def show(result: StageResult | RunResult | Plan, console: Console | None = None) -> None:
@@ -88,7 +81,7 @@ def _show_run(result: RunResult, console: Console) -> None:
     scored, examples = Folder(result.scored.output), Folder(result.examples.output)
     view = losing_example(scored, examples, tokenizer, result.config.policies[0])
     if view:
-        show_example(view, console)
+        show_response(view, console)
     console.print(f"The whole run took {result.seconds:.0f} s. It wrote:")
     for name, path in _paths(result):
         console.print(f"  {name:<12} {path}")
@@ -125,24 +118,3 @@ def _paths(result: RunResult) -> Iterator[tuple[str, str]]:
     if result.outcomes and result.outcomes[0].evaluate:
         yield "predictions", result.outcomes[0].evaluate.output
     yield "report", result.report.output
-
-
-def show_example(view: SaliencyView, console: Console) -> None:
-    """One incorrect response as tokens: losing tokens red, silenced ones dim; then the losing tokens in figures."""
-    response = Text()
-    for token in view.tokens:
-        response.append(token.text, style=_STYLES[token.role])
-    console.print(f"\nAn incorrect response, as policy {view.policy} sees it", style="bold")
-    console.print(Text.assemble("  question         ", view.example["question"]))
-    console.print(Text.assemble("  standard answer  ", view.example["standard_answer"] or "none"))
-    console.print(Text.assemble("  response         ", response))
-    console.print(Text.assemble("  judgment         ", view.example["judgment"]))
-    losing = _table("Losing tokens: likelier once the prompt asks for the mistake", "token")
-    for heading in ("p_base", "p_judge", "p_standard", "weight"):
-        losing.add_column(heading, justify="right")
-    losing.add_column("with the standard answer in view")
-    for token in view.tokens:
-        if token.role == "losing":
-            figures = (f"{value:.3f}" for value in (token.p_base, token.p_judge, token.p_standard, -token.weight))
-            losing.add_row(token.text.strip(), *figures, token.top_standard.strip())
-    console.print(losing)
