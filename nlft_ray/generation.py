@@ -45,7 +45,7 @@ class PromptedModel:
         self._tokenizer = load_tokenizer(model)
         self.max_length = max_length(model)
         self._generate = Generator(
-            load_model(model),
+            load_model(model, spread=True),
             end_of_turn=end_of_turn_id(self._tokenizer, model),
             max_length=self.max_length,
             batch_size=batch_size,

@@ -77,13 +77,16 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig, on: torch.device | None = None) -> PreTrainedModel:
+def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> PreTrainedModel:
     """The model, in evaluation mode, on `on` (default: this process's device).
+
+    With `spread`, its layers go to all GPUs that this process sees, where there are several.
 
     Raises:
         UserError: transformers cannot load it.
     """
     folder = model_folder(config)
+    spread = spread and torch.cuda.device_count() > 1
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -91,10 +94,11 @@ def load_model(config: ModelConfig, on: torch.device | None = None) -> PreTraine
             attn_implementation=config.attention,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            device_map="auto" if spread else None,
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.path: {config.path} does not load: {error}") from error
-    return model.eval().to(on or device())
+    return model.eval() if spread else model.eval().to(on or device())
 
 
 def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:

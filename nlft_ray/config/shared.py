@@ -126,7 +126,8 @@ class PoolConfig(Strict):
     cpus_per_worker: PositiveInt = 1
     """CPU cores, and threads, of one actor."""
     gpus_per_worker: NonNegativeFloat | None = None
-    """GPUs of one actor; unset, 1 where the cluster has GPUs and 0 elsewhere."""
+    """GPUs of one actor, over which a model too large for one is spread; unset, 1 where the cluster has GPUs and 0
+    elsewhere."""
     label_selector: dict[str, str] = {}
     """Labels that a node must have to be given actors, such as `pool: score`."""
     rows_per_shard: PositiveInt | None = None
