@@ -52,6 +52,7 @@ _NOT_IDENTITY = (
     "zero_stage",
     "num_workers",
     "micro_batch_size_per_worker",
+    "packed",
     "cpus_per_worker",
     "gpus_per_worker",
     "label_selector",
@@ -276,5 +277,7 @@ class _Failures(ray.train.UserCallback):
         self._output = output
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        rank, error = next(iter(worker_exceptions.items()))
+        # Those who lose a partner complain too: the one that is gone is the cause.
+        lost = {r: e for r, e in worker_exceptions.items() if isinstance(e, WorkerHealthCheckFailedError)}
+        rank, error = next(iter((lost or worker_exceptions).items()))
         note_failure(self._output, f"worker {rank} failed: {error}")
