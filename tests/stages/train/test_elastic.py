@@ -48,11 +48,10 @@ def test_machines_go_and_come_back(model: str, scored: str, tmp_path: Path) -> N
                 [sys.executable, "-c", _RUN, str(settings), f"ray_address={cluster.address}"], stdout=said, stderr=said
             )
         try:
-            wait_until(driver, lambda: workers_of_last_step(output) == 2)
+            wait_until(driver, lambda: steps_with(2, output) > 12)
             cluster.remove_node(nodes[1], allow_graceful=False)
-            wait_until(driver, lambda: workers_of_last_step(output) == 1)
+            wait_until(driver, lambda: steps_with(1, output) > 12)
             cluster.add_node(num_cpus=1)
-            wait_until(driver, lambda: workers_of_last_step(output) == 2)
             assert driver.wait(timeout=200) == 0, (tmp_path / "said.txt").read_text()
         finally:
             driver.kill()
@@ -60,16 +59,17 @@ def test_machines_go_and_come_back(model: str, scored: str, tmp_path: Path) -> N
         cluster.shutdown()
     lines = support.record(output)
     assert [line["step"] for line in lines] == list(range(1, 251))
-    numbers = [line["workers"] for line in lines]
-    assert [number for number, _ in itertools.groupby(numbers)] in ([2, 1, 2], [1, 2, 1, 2])
+    numbers = [number for number, _ in itertools.groupby(line["workers"] for line in lines)]
+    assert numbers in ([2, 1, 2], [1, 2, 1, 2]), "the first may find the second machine not there yet"
     workers.train_in(support.train_config(model, scored, tmp_path / "alone", **changes), tmp_path / "checkpoints")
     for one, other in zip(lines, support.record(tmp_path / "alone"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
-def workers_of_last_step(output: Path) -> int:
-    lines = support.record(output)
-    return int(lines[-1]["workers"]) if lines else 0
+def steps_with(number: int, output: Path) -> int:
+    """Steps that a number of workers has taken, if the last was one of theirs."""
+    numbers = [line["workers"] for line in support.record(output)]
+    return numbers.count(number) if numbers[-1:] == [number] else 0
 
 
 def wait_until(driver: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
