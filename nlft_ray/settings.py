@@ -174,7 +174,8 @@ def _describe(kind: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{where}: required."
     message = detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    plain = isinstance(given, str | int | float | bool) or given is None
+    shown = f" (got {given!r})" if plain and detail["type"] != "secret" else ""
     return f"{where}: {message}{shown}." if where else f"{message}."
 
 

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from nlft_ray.config.shared import FolderPath, Fraction, PathOrName, Strict
+from nlft_ray.config.shared import Address, FolderPath, Fraction, PathOrName, Strict
 from nlft_ray.core.policies import POLICIES
 
 
@@ -88,7 +88,7 @@ class SampleOptions(Strict):
 class JudgeServer(Strict):
     """An OpenAI-compatible chat server."""
 
-    base_url: str
+    base_url: Address
     """Such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
     model: str
     """Model name that the server knows."""

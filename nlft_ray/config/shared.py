@@ -14,21 +14,37 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def without_credentials(address: str) -> str:
+    """Refuses `scheme://user:password@host`: addresses are written into manifests and logs.
+
+    Raises:
+        PydanticCustomError: of the type "secret", whose value must not be repeated.
+    """
+    user, at, _ = address.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise PydanticCustomError("secret", "it holds a user and a password: give those in the environment")
+    return address
+
+
 def _absolute(path: str) -> str:
+    path = without_credentials(path)
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _absolute_if_there(name: str) -> str:
+    name = without_credentials(name)
     return _absolute(name) if os.path.exists(os.path.expanduser(name)) else name
 
 
 # Made absolute at once: workers on Ray may run in another directory.
 FolderPath = Annotated[str, AfterValidator(_absolute)]
 PathOrName = Annotated[str, AfterValidator(_absolute_if_there)]
+Address = Annotated[str, AfterValidator(without_credentials)]
 
 
 class Strict(BaseModel):
