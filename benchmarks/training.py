@@ -80,7 +80,7 @@ def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, ins
     """Write model, tokenizer and scored rows into `folder`; returns what the table is about."""
     import torch
     from scoring_rows import LONG_INSTRUCTION_TOKENS, build_rows, build_tokenizer, instruction_of, save_random_model
-    from training_patterns import score_rows
+    from training_patterns import write_scored
 
     tokenizer = build_tokenizer(given.data)
     save_random_model(folder / "model", shape, getattr(torch, dtype), tokenizer)
@@ -88,7 +88,7 @@ def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, ins
     count = (given.steps + given.warm_up_steps) * given.batch_size
     rows = build_rows(given.data, tokenizer, count, text)
     (folder / "rows.json").write_text(json.dumps(rows))
-    lengths = score_rows(folder, rows, dtype)
+    lengths = write_scored(folder, rows)
     return {"dtype": dtype, "instruction": instruction, "rows": count, "mean_tokens": lengths}
 
 

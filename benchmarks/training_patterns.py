@@ -26,16 +26,19 @@ from scoring_patterns import _grow as grow
 from scoring_patterns import _peak as peak
 from scoring_patterns import _reset_peak as reset_peak
 
-from nlft_ray.config import PromptConfig, ScoreConfig, TrainConfig
-from nlft_ray.core.loss import normalise_by_example, token_losses
+from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
+from nlft_ray.core.loss import normalise_by_example, weighted_losses
 from nlft_ray.models import load_model, load_tokenizer
 from nlft_ray.schema import EXAMPLES
 from nlft_ray.settings import validate
 from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
 from nlft_ray.stages.train.batch import MicroBatch
+from nlft_ray.stages.train.head import LogOddsHead
 from nlft_ray.stages.train.loop import load_examples
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
+from nlft_ray.stages.train.packing import attend_by_rows
+from nlft_ray.storage import Folder
 
 Measure = dict[str, Any]
 LORA = {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
@@ -43,34 +46,51 @@ RATE = 5e-5
 
 
 def run_pattern(task: dict[str, Any]) -> Measure:
-    """Measure one pattern on a folder that `score_rows` made."""
+    """Measure one pattern on a folder that `write_scored` made."""
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
     return PATTERNS[task["pattern"]](task) | {"micro_batch_size": task["micro_batch_size"]}
 
 
-def score_rows(folder: Path, rows: list[dict[str, Any]], dtype: str) -> dict[str, float]:
-    """Score rows into `folder/scored`, as the score stage would; returns mean lengths in tokens."""
+def write_scored(folder: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Write `folder/scored`, with made-up facts that give every response token a weight; returns mean lengths.
+
+    So all patterns train on the same tokens. Where a policy leaves tokens out, this project runs fewer of them.
+    """
     import pyarrow as pa
 
     from nlft_ray.manifest import Identity, Manifest, finish
-    from nlft_ray.schema import EXAMPLES
+    from nlft_ray.schema import SCORED
     from nlft_ray.shards import DATA
-    from nlft_ray.stages.score.worker import ScoreWorker
-    from nlft_ray.storage import Folder
 
-    model = {"path": str(folder / "model"), "dtype": dtype}
-    worker = ScoreWorker(ScoreConfig.model_validate({"input": "-", "output": "-", "model": model}))
-    full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
-    with torch.inference_mode():
-        table = worker(pa.Table.from_pylist(full, schema=EXAMPLES), seed=0).table
-    scored = Folder(str(folder / "scored"))
-    (scored / DATA).write_table("part-000000.parquet", table)
+    scored = []
+    for row, built in zip(rows, _scoring_rows(folder, rows), strict=True):
+        prompt, response = built.prompts["base"], built.response_ids
+        logp = [math.log(0.5)] * len(response)
+        facts = {
+            "id": row["id"],
+            "verdict": row["verdict"],
+            "input_ids": prompt + response,
+            "response_start": len(prompt),
+            "logp_base": logp,
+            "logp_judge": logp if "judge" in built.prompts else None,
+            "logp_standard": logp,
+            "hidden_norm": [1.0] * len(response),
+            "hidden_cos": [0.0] * len(response) * 8,
+        }
+        scored.append(dict.fromkeys(SCORED.names) | facts)
+    output = Folder(str(folder / "scored"))
+    (output / DATA).write_table("part-000000.parquet", pa.Table.from_pylist(scored, schema=SCORED))
     identity = Identity(stage="score", table="scored", software_version="benchmark", config={})
-    finish(scored, Manifest(identity=identity, rows_in=len(rows), rows_out=len(rows), rows_rejected=0, seconds=0.0))
-    starts = table["response_start"].to_pylist()
-    totals = [len(ids) for ids in table["input_ids"].to_pylist()]
-    return {"prompt": sum(starts) / len(rows), "response": (sum(totals) - sum(starts)) / len(rows)}
+    finish(output, Manifest(identity=identity, rows_in=len(rows), rows_out=len(rows), rows_rejected=0, seconds=0.0))
+    prompts, responses = (sum(row["response_start"] for row in scored), sum(len(row["logp_base"]) for row in scored))
+    return {"prompt": prompts / len(rows), "response": responses / len(rows)}
+
+
+def _scoring_rows(folder: Path, rows: list[dict[str, Any]]) -> list[ScoringRow]:
+    tokenizer = load_tokenizer(ModelConfig(path=str(folder / "model")))
+    build = RowBuilder(tokenizer, PromptConfig(), tokenizer.eos_token_id)
+    return [build(dict.fromkeys(EXAMPLES.names) | row) for row in rows]
 
 
 def _config(task: dict[str, Any], **changes: Any) -> TrainConfig:
@@ -98,7 +118,7 @@ def _ours(task: dict[str, Any], **changes: Any) -> Measure:
     config = _config(task, **changes)
     with _Watch("RayTrainWorker", Path(config.output) / "metrics.jsonl") as watch:
         nlft_ray.train(config)
-    lines = read_metrics(Path(config.output))
+    lines = read_metrics(Folder(config.output))
     counted = lines[task["warm_up_steps"] :]
     first_step = watch.first_line - lines[0]["seconds"]
     return {
@@ -165,20 +185,19 @@ def _plain(task: dict[str, Any]) -> Measure:
     config = _config(task)
     examples = list(load_examples(config))
     model = _with_adapters(config)
+    assert attend_by_rows(model.get_base_model())
+    head = LogOddsHead.replace(model)
+    assert head is not None
     order = order_of(config, len(examples))
 
     def take(step: int) -> float:
         batch = [examples[index] for index in order.batch(step)]
         total = 0.0
         for start in range(0, len(batch), task["micro_batch_size"]):
-            micro = MicroBatch.of(batch[start : start + task["micro_batch_size"]], 0).to(model.device)
-            output = model(
-                input_ids=micro.input_ids,
-                attention_mask=micro.attention_mask,
-                use_cache=False,
-                logits_to_keep=micro.keep,
-            )
-            losses = token_losses(output.logits, micro.targets, micro.likelihood, micro.unlikelihood).total
+            micro = MicroBatch.of(batch[start : start + task["micro_batch_size"]], 0, packed=True).to(model.device)
+            with head.asked_for(micro.keep, micro.targets):
+                log_odds = model(**micro.inputs).logits.flatten()
+            losses = weighted_losses(log_odds, micro.likelihood, micro.unlikelihood).total
             loss = normalise_by_example(losses, micro.example, micro.tokens_per_example, len(batch))
             loss.backward()
             total += loss.item()
@@ -294,12 +313,8 @@ def _trl(task: dict[str, Any]) -> Measure:
 
 def _released(task: dict[str, Any]) -> Measure:
     config = _config(task)
-    model, tokenizer = _with_adapters(config), load_tokenizer(config.model)
-    build = RowBuilder(tokenizer, PromptConfig(), tokenizer.eos_token_id)
-    rows = [
-        build(dict.fromkeys(EXAMPLES.names) | row)
-        for row in json.loads((Path(task["folder"]) / "rows.json").read_text())
-    ]
+    model, folder = _with_adapters(config), Path(task["folder"])
+    rows = _scoring_rows(folder, json.loads((folder / "rows.json").read_text()))
     size = task["batch_size"]
 
     def take(step: int) -> float:

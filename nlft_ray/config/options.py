@@ -205,6 +205,9 @@ class TrainOptions(Strict):
     """Examples of one optimizer step, over all workers."""
     micro_batch_size_per_worker: PositiveInt = 1
     """Examples of one forward and backward pass on one worker."""
+    packed: bool = True
+    """Examples of a pass stand one after another without padding, and share the beginning of their prompts, where the
+    model's attention allows it; false pads them. What is learned is the same."""
     normalisation: Literal["example", "weight"] = "example"
     """`example`: mean over examples of the mean over their tokens. `weight`: weighted sum over the sum of weights."""
     weight_decay: NonNegativeFloat = 0.0

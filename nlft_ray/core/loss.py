@@ -34,7 +34,11 @@ def token_losses(
         unlikelihood: (N,) weights >= 0 of -log(1 - p); constants for the gradient.
         chunk_size: rows of logits held in float32 at a time.
     """
-    log_odds = token_log_odds(logits, targets, chunk_size)
+    return weighted_losses(token_log_odds(logits, targets, chunk_size), likelihood, unlikelihood)
+
+
+def weighted_losses(log_odds: Tensor, likelihood: Tensor, unlikelihood: Tensor) -> TokenLosses:
+    """`token_losses` from the (N,) log-odds of the tokens, log(p/(1 - p))."""
     return TokenLosses(_weighted(likelihood, log_odds), _weighted(unlikelihood, -log_odds))
 
 

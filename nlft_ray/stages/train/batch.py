@@ -1,31 +1,32 @@
-"""A micro-batch: padded examples, their weights, and only those positions that predict a token with a weight."""
+"""A micro-batch: examples side by side or one after another, and those positions that predict a token with a weight."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nlft_ray.core.alignment import pad_batch
 from nlft_ray.stages.train.examples import Example
+from nlft_ray.stages.train.packing import Segment, packed_inputs, shared_beginning
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """B examples padded to T positions; M trained tokens with a weight, example after example."""
+    """Up to B examples on (R, T) positions; M trained tokens with a weight, example after example.
 
-    input_ids: Tensor
-    """(B, T) int64."""
-    attention_mask: Tensor
-    """(B, T) int64."""
+    What stands behind an example's last weighted token changes nothing, so it does not run.
+    """
+
+    inputs: dict[str, Any]
+    """Arguments of the model's forward: (R, T) ids and what belongs to them. R is B where rows are padded, else 1."""
     keep: Tensor
-    """(B, T) bool, the M positions whose logits are needed: the LM head runs at no other."""
+    """(R, T) bool, the M positions whose logits are needed: the LM head runs at no other."""
     targets: Tensor
     """(M,) int64."""
     example: Tensor
-    """(M,) int64, row of each token."""
+    """(M,) int64, which of the examples each token belongs to."""
     likelihood: Tensor
     """(M,) float32, weights of -log p."""
     unlikelihood: Tensor
@@ -36,32 +37,67 @@ class MicroBatch:
     """(B,) n of each example: all its trained tokens, those without a weight too."""
 
     @classmethod
-    def of(cls, examples: Sequence[Example], pad_id: int) -> Self:
-        """Without examples: one row of padding with weight 0, for a worker that has nothing to do but take part."""
+    def of(cls, examples: Sequence[Example], pad_id: int, *, packed: bool) -> Self:
+        """Without examples: one token with weight 0, for a worker that has nothing to do but take part."""
         if not examples:
             nothing = np.zeros(1, np.float32)
             examples = [Example("", np.full(2, pad_id, np.int32), 1, nothing, nothing, nothing)]
-        batch = pad_batch([(example.input_ids.tolist(), example.response_start) for example in examples], pad_id)
-        likelihood, unlikelihood, anchor = (
-            torch.from_numpy(np.concatenate([getattr(example, term) for example in examples]))
-            for term in ("likelihood", "unlikelihood", "anchor")
-        )
-        weighted = (likelihood > 0) | (unlikelihood > 0)
-        if not weighted.any():
-            weighted[0] = True
-        keep = torch.zeros_like(batch.keep)
-        keep[tuple(batch.keep.nonzero()[weighted].T)] = True
+        trained = [_trained(example) for example in examples]
+        rows = [
+            example.input_ids[: example.response_start + int(tokens[-1])].tolist()
+            for example, tokens in zip(examples, trained, strict=True)
+        ]
+        if packed:
+            prompts = [example.input_ids[: example.response_start].tolist() for example in examples]
+            inputs, starts = packed_inputs(rows, shared_beginning(prompts))
+        else:
+            inputs = _padded_inputs(rows, pad_id)
+            starts = [row * inputs["input_ids"].shape[1] for row in range(len(rows))]
+        keep = torch.zeros(inputs["input_ids"].numel(), dtype=torch.bool)
+        for example, tokens, start in zip(examples, trained, starts, strict=True):
+            keep[start + example.response_start - 1 + tokens] = True
+        weights = {
+            name: torch.from_numpy(
+                np.concatenate(
+                    [getattr(example, name)[tokens] for example, tokens in zip(examples, trained, strict=True)]
+                )
+            )
+            for name in ("likelihood", "unlikelihood", "anchor")
+        }
+        targets = [
+            example.input_ids[example.response_start + tokens]
+            for example, tokens in zip(examples, trained, strict=True)
+        ]
         return cls(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            keep=keep,
-            targets=batch.targets[weighted],
-            example=batch.example[weighted],
-            likelihood=likelihood[weighted],
-            unlikelihood=unlikelihood[weighted],
-            anchor=anchor[weighted],
+            inputs=inputs | {"use_cache": False},
+            keep=keep.view(inputs["input_ids"].shape),
+            targets=torch.from_numpy(np.concatenate(targets)).long(),
+            example=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(t) for t in trained])),
             tokens_per_example=torch.tensor([example.n for example in examples]),
+            **weights,
         )
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [moved(part) for part in value]
+            return value.to(device) if isinstance(value, Tensor | Segment) else value
+
+        fields = {name: moved(value) for name, value in vars(self).items() if name != "inputs"}
+        return replace(self, inputs={name: moved(value) for name, value in self.inputs.items()}, **fields)
+
+
+def _trained(example: Example) -> np.ndarray:
+    """Which of an example's n tokens have a weight; the first, where none has."""
+    tokens = example.weighted.nonzero()[0]
+    return tokens if len(tokens) else np.zeros(1, np.int64)
+
+
+def _padded_inputs(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Rows padded on the right, so that no position moves."""
+    longest = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    return {
+        "input_ids": torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows]),
+        "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+    }

@@ -54,12 +54,17 @@ def deepspeed_config(
     """
     check_deepspeed_keys(options.deepspeed)
     offloaded = "offload_optimizer" in options.deepspeed.get("zero_optimization", {})
+    bfloat16 = dtype == torch.bfloat16
     ours = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": options.max_gradient_norm,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "zero_optimization": {"stage": options.zero_stage},
+        # In bfloat16, DeepSpeed keeps float32 copies of parameters and moments; with this, gradients add up in float32
+        # too, over micro-batches and workers. Without ZeRO it cannot do so: stage 1 takes the place of stage 0 there.
+        "bf16": {"enabled": bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": max(options.zero_stage, 1) if bfloat16 else options.zero_stage},
         # DeepSpeed's own Adam would be compiled at the first start, which takes minutes and a compiler; on a GPU
         # it is no faster than torch's. Only offloaded optimizer states need it.
         "optimizer": {

@@ -52,6 +52,7 @@ _NOT_IDENTITY = (
     "zero_stage",
     "num_workers",
     "micro_batch_size_per_worker",
+    "packed",
     "cpus_per_worker",
     "gpus_per_worker",
     "label_selector",

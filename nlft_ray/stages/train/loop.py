@@ -11,8 +11,9 @@ from nlft_ray.errors import UserError
 from nlft_ray.models import load_tokenizer, max_length
 from nlft_ray.stages.train.checkpoints import Checkpoints, Progress
 from nlft_ray.stages.train.engine import build_engine
+from nlft_ray.stages.train.example_table import ExampleTable
 from nlft_ray.stages.train.examples import Example, Weighing
-from nlft_ray.stages.train.metrics import MetricsLog
+from nlft_ray.stages.train.metrics import MetricsLog, check_epochs
 from nlft_ray.stages.train.order import Order, Split, order_of
 from nlft_ray.stages.train.step import Stepper
 from nlft_ray.stages.train.weights import write_weights
@@ -45,16 +46,18 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
             if step + 1 < order.steps and _is_due(config.checkpoint_every_steps, order, step):
                 checkpoints.save(engine.deepspeed, step + 1, config.seed, log.lines if log else [])
         checkpoints.finish()
+        if log:
+            check_epochs(log.lines, order, examples.weighted_tokens)
     write_weights(engine, output, adapters=config.lora is not None)
 
 
-def load_examples(config: TrainConfig, table: str | None = None) -> Sequence[Example]:
-    """The examples of a table, the input by default, in an order that does not depend on how it was cut into files."""
+def load_examples(config: TrainConfig, table: str | None = None) -> ExampleTable:
+    """The examples of a table, the input by default."""
     weighing = Weighing(config.policy, max_length(config.model))
-    return sorted(weighing.examples(Folder(table or config.input)), key=lambda example: example.id)
+    return ExampleTable(weighing.examples(Folder(table or config.input)))
 
 
-def _prepare(config: TrainConfig) -> tuple[Sequence[Example], Sequence[Example], int]:
+def _prepare(config: TrainConfig) -> tuple[ExampleTable, Sequence[Example], int]:
     """The examples, those held out, and the id to pad with.
 
     What fails on one worker's machine fails on all: none waits for another.

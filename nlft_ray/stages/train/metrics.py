@@ -3,12 +3,13 @@
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nlft_ray.stages.train.order import Order
 from nlft_ray.storage import Folder
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -35,6 +36,7 @@ class StepMetrics:
     """Before it is limited by max_gradient_norm."""
     learning_rate: float
     examples: int
+    """That were worked on, as the workers counted; so are the tokens."""
     weighted_tokens: int
     workers: int
     """An elastic training has more at some times than at others."""
@@ -49,6 +51,20 @@ def read_metrics(output: Folder) -> list[dict[str, Any]]:
         return []
     *whole, _ = output.read_text(METRICS).split("\n")
     return [json.loads(line) for line in whole]
+
+
+def check_epochs(lines: Sequence[Mapping[str, Any]], order: Order, weighted_tokens: int) -> None:
+    """Check that every whole epoch in the record worked on every example and every weighted token exactly once.
+
+    Raises:
+        RuntimeError: one did not.
+    """
+    wanted = order.examples, weighted_tokens
+    for epoch in range(order.steps // order.steps_per_epoch):
+        steps = [line for line in lines if line["epoch"] == epoch + 1]
+        found = tuple(sum(line[key] for line in steps) for key in ("examples", "weighted_tokens"))
+        if found != wanted:
+            raise RuntimeError(f"epoch {epoch + 1} worked on (examples, weighted tokens) {found} instead of {wanted}")
 
 
 class MetricsLog:

@@ -4,13 +4,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nlft_ray.config import TrainOptions
-from nlft_ray.core.loss import normalise_by_example, normalise_by_weight, token_losses
+from nlft_ray.core.loss import normalise_by_example, normalise_by_weight, weighted_losses
 from nlft_ray.errors import UserError
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.engine import Engine
@@ -43,12 +42,14 @@ class Stepper:
             UserError: the loss is not finite, on any worker; all raise it.
         """
         began = time.monotonic()
-        batch = [self._examples[index] for index in self._order.batch(step)]
+        batch = sorted(
+            (self._examples[index] for index in self._order.batch(step)), key=lambda row: -len(row.input_ids)
+        )
         rate = self._learning_rate(step)
         self._engine.set_learning_rate(rate)
-        losses = self._accumulate(step, batch)
+        done = self._accumulate(step, batch)
         norm = self._update()
-        likelihood, unlikelihood, anchor = losses.tolist()
+        likelihood, unlikelihood, anchor, examples, weighted_tokens = done.tolist()
         return StepMetrics(
             step=step + 1,
             epoch=self._order.epoch(step) + 1,
@@ -58,8 +59,8 @@ class Stepper:
             loss_anchor=anchor,
             gradient_norm=norm,
             learning_rate=rate,
-            examples=len(batch),
-            weighted_tokens=sum(int(example.weighted.sum()) for example in batch),
+            examples=int(examples),
+            weighted_tokens=int(weighted_tokens),
             workers=self._workers,
             seconds=time.monotonic() - began,
         )
@@ -69,9 +70,10 @@ class Stepper:
         """The loss of examples that are not trained on, as one batch. Every worker calls it with the same."""
         split = replace(self._split, batch_size=len(examples))
         self._engine.deepspeed.eval()
-        total = torch.zeros((), device=self._engine.device)
+        total, divisor = torch.zeros((), device=self._engine.device), self._divisor(examples)
         for share in split.micro_batches(range(len(examples)), self._rank):
-            total += self._losses([examples[index] for index in share if index is not None], examples).sum()
+            micro = self._micro_batch([examples[index] for index in share if index is not None])
+            total += self._losses(micro, divisor).sum()
         self._engine.deepspeed.train()
         dist.all_reduce(total)
         return float(total)
@@ -86,45 +88,58 @@ class Stepper:
         )
 
     def _accumulate(self, step: int, batch: Sequence[Example]) -> Tensor:
-        """Add up the gradients of this worker's micro-batches; (3,) the parts of the loss, over all workers."""
-        shares = self._split.micro_batches(self._order.batch(step), self._rank)
-        parts = []
-        for number, share in enumerate(shares):
+        """Add up the gradients of this worker's micro-batches.
+
+        Returns:
+            (5,) float64, over all workers: the parts of the loss, and the examples and weighted tokens worked on.
+        """
+        divisor = self._divisor(batch)
+        shares = [
+            [batch[index] for index in slots if index is not None]
+            for slots in self._split.micro_batches(range(len(batch)), self._rank)
+        ]
+        done = []
+        for number, mine in enumerate(shares):
             if number:
                 self._engine.deepspeed.step()  # within the accumulation: only counts
-            mine = [self._examples[index] for index in share if index is not None]
-            self._seed_dropout(step, number)
-            parts.append(self._backward(mine, batch))
-        losses = torch.stack(parts)
-        total = losses.sum(0)
+            micro = self._micro_batch(mine)
+            if self._engine.dropout is not None:
+                self._engine.dropout.set(micro.inputs, self._options.seed, step)
+            worked = len(mine), len(micro.targets) if mine else 0
+            done.append(torch.cat([self._backward(micro, divisor).double(), torch.tensor(worked)]))
+        total = torch.stack(done).sum(0)
         dist.all_reduce(total)
         if not total.isfinite().all():
-            self._refuse(step, shares, losses)
+            self._refuse(step, shares, done)
         return total
 
-    def _backward(self, mine: Sequence[Example], batch: Sequence[Example]) -> Tensor:
-        """Loss and gradients of one micro-batch; (3,) its share of the parts of the step's loss.
+    def _micro_batch(self, mine: Sequence[Example]) -> MicroBatch:
+        return MicroBatch.of(mine, self._pad_id, packed=self._engine.packed).to(self._engine.device)
 
-        They are what the weights raise, what they lower, and the anchor: the plain likelihood term.
-        """
-        parts = self._losses(mine, batch)
+    def _backward(self, micro: MicroBatch, divisor: float) -> Tensor:
+        """Loss and gradients of one micro-batch; (3,) its share of the parts of the step's loss."""
+        parts = self._losses(micro, divisor)
         # The parts are sums over this micro-batch, divided already by what the whole step holds, so gradients must
         # simply add up. DeepSpeed would divide by the number of micro-batches, which scale_wrt_gas turns off, and
         # it averages over the workers instead of adding, which the factor undoes.
         self._engine.deepspeed.backward(parts.sum() * self._workers, scale_wrt_gas=False)
         return parts.detach()
 
-    def _losses(self, mine: Sequence[Example], batch: Sequence[Example]) -> Tensor:
-        micro = MicroBatch.of(mine, self._pad_id).to(self._engine.device)
-        losses = token_losses(self._engine.logits(micro), micro.targets, micro.likelihood, micro.unlikelihood)
+    def _losses(self, micro: MicroBatch, divisor: float) -> Tensor:
+        """(3,) what the weights raise, what they lower, and the anchor: the plain likelihood term."""
+        losses = weighted_losses(self._engine.log_odds(micro), micro.likelihood, micro.unlikelihood)
         anchor = losses.likelihood * (micro.anchor / micro.likelihood.where(micro.likelihood > 0, 1.0))
         terms = (losses.likelihood - anchor, losses.unlikelihood, anchor)
-        return torch.stack([self._normalise(term, micro, batch) for term in terms]) * self._options.policy.loss_scale
+        return torch.stack([self._normalise(term, micro, divisor) for term in terms]) * self._options.policy.loss_scale
 
-    def _normalise(self, losses: Tensor, micro: MicroBatch, batch: Sequence[Example]) -> Tensor:
+    def _divisor(self, batch: Sequence[Example]) -> float:
+        """What the sum over all examples of a step is divided by: their number, or all their weight."""
+        return sum(example.weight for example in batch) if self._options.normalisation == "weight" else len(batch)
+
+    def _normalise(self, losses: Tensor, micro: MicroBatch, divisor: float) -> Tensor:
         if self._options.normalisation == "weight":
-            return normalise_by_weight(losses, sum(example.weight for example in batch))
-        return normalise_by_example(losses, micro.example, micro.tokens_per_example, len(batch))
+            return normalise_by_weight(losses, divisor)
+        return normalise_by_example(losses, micro.example, micro.tokens_per_example, int(divisor))
 
     def _update(self) -> float:
         """Take the optimizer's step; the norm of the gradient before it was limited."""
@@ -138,18 +153,12 @@ class Stepper:
         norm = engine.get_global_grad_norm() if norm is None else norm
         return float(norm) if norm is not None else float("nan")
 
-    def _seed_dropout(self, step: int, micro_step: int) -> None:
-        """Random numbers follow from where the training stands, so a resumed one draws what it would have drawn."""
-        seeds = np.random.SeedSequence([self._options.seed, step, micro_step, self._rank])
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-
-    def _refuse(self, step: int, shares: list[list[int | None]], losses: Tensor) -> None:
+    def _refuse(self, step: int, shares: Sequence[Sequence[Example]], done: Sequence[Tensor]) -> None:
         mine = [
-            self._examples[index].id
-            for share, loss in zip(shares, losses, strict=True)
-            if not loss.isfinite().all()
-            for index in share
-            if index is not None
+            example.id
+            for share, found in zip(shares, done, strict=True)
+            if not found.isfinite().all()
+            for example in share
         ]
         ids: list[list[str]] = [[] for _ in range(self._workers)]
         dist.all_gather_object(ids, mine)

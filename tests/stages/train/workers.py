@@ -14,7 +14,8 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.engine import build_engine
 from nlft_ray.stages.train.loop import load_examples, train_worker
-from nlft_ray.stages.train.order import Order, Split
+from nlft_ray.stages.train.order import Split, order_of
+from nlft_ray.stages.train.states import gather_states, trained_parameters
 from nlft_ray.stages.train.step import Stepper
 from tests.stages.train import support
 
@@ -62,25 +63,31 @@ def _serve(rank: int, workers: int, rendezvous: Path, questions: Any, answers: A
     dist.destroy_process_group()
 
 
-def save_gradients(config: TrainConfig, path: Path) -> None:
-    """The gradients of the first step, as they are before they are limited."""
+def save_steps(config: TrainConfig, steps: int, path: Path) -> None:
+    """Loss, gradients (as they are before they are limited) and their norm in each step, and the parameters at last."""
+    from deepspeed.utils import safe_get_full_grad
+
     examples = load_examples(config)
-    order = Order(len(examples), config.batch_size, config.epochs, config.seed)
+    order = order_of(config, len(examples))
     split = Split(dist.get_world_size(), config.micro_batch_size_per_worker, config.batch_size)
     engine = build_engine(config, split.micro_steps)
-    gradients = {}
+    assert engine.packed == config.packed
+    assert engine.head is not None
+    gradients: dict[str, torch.Tensor] = {}
 
     class Watched(Stepper):
         def _update(self) -> float:
-            from deepspeed.utils import safe_get_full_grad
-
-            for name, parameter in engine.model.named_parameters():
+            for name, parameter in trained_parameters(engine.model).items():
                 gradients[name] = safe_get_full_grad(parameter).clone()
             return super()._update()
 
-    metrics = Watched(engine, config, examples, order, split, pad_id=0).take(0)
+    stepper, found = Watched(engine, config, examples, order, split, pad_id=0), []
+    for step in range(steps):
+        metrics = stepper.take(step)
+        found.append({"loss": metrics.loss, "norm": metrics.gradient_norm, "gradients": dict(gradients)})
+    found[-1]["parameters"] = {name: states["value"].clone() for name, states in gather_states(engine.deepspeed)}
     if dist.get_rank() == 0:
-        torch.save({"gradients": gradients, "loss": metrics.loss, "norm": metrics.gradient_norm}, path)
+        torch.save(found, path)
 
 
 def train_in(config: TrainConfig, checkpoints: Path, stop_after: int | None = None) -> None:
@@ -93,4 +100,4 @@ def train_in(config: TrainConfig, checkpoints: Path, stop_after: int | None = No
 
 def count_kept(config: TrainConfig) -> list[int]:
     """Positions whose logits are asked for, example by example."""
-    return [int(MicroBatch.of([example], 0).keep.sum()) for example in load_examples(config)]
+    return [int(MicroBatch.of([example], 0, packed=True).keep.sum()) for example in load_examples(config)]
