@@ -17,7 +17,7 @@ import pyarrow as pa
 from nlft_ray.audit import check_shard, digest, digests_of_ids
 from nlft_ray.errors import UserError
 from nlft_ray.schema import REJECTS
-from nlft_ray.storage import Folder
+from nlft_ray.storage import Folder, side_by_side
 
 DATA, REJECTED = "data", "rejects"
 _SHARDS_AIMED_AT, _MIN_ROWS, _MAX_ROWS = 64, 16, 4096
@@ -96,7 +96,8 @@ def plan_shards(source: Folder, rows_per_shard: int | None, plan: str = "") -> l
         UserError: a file of the table cannot be read.
     """
     data = source / DATA
-    rows = {name: _rows_of(data, name) for name in data.files(".parquet")}
+    names = data.files(".parquet")
+    rows = dict(zip(names, side_by_side(lambda name: _rows_of(data, name), names), strict=True))
     if rows_per_shard is None:
         even = -(-sum(rows.values()) // _SHARDS_AIMED_AT)
         rows_per_shard = min(max(even, _MIN_ROWS), _MAX_ROWS)
@@ -141,7 +142,9 @@ def input_ids(source: Folder, shards: Sequence[Shard]) -> dict[int, str]:
     Raises:
         UserError: an id stands in more than one row.
     """
-    return digests_of_ids(lambda: ((shard.number, _ids(read_shard(source, shard, ["id"]))) for shard in shards))
+    return digests_of_ids(
+        lambda: side_by_side(lambda shard: (shard.number, _ids(read_shard(source, shard, ["id"]))), shards)
+    )
 
 
 def work_shard(
@@ -238,6 +241,12 @@ def finished_shard(output: Folder, shard: Shard) -> ShardReport | None:
         and left_out == (rejected.num_rows if rejected else 0)
     )
     return report if whole else None
+
+
+def finished_shards(output: Folder, shards: Sequence[Shard]) -> dict[int, ShardReport]:
+    """The records of all shards that are done, by their numbers."""
+    reports = side_by_side(lambda shard: finished_shard(output, shard), shards)
+    return {report.number: report for report in reports if report}
 
 
 def _metadata(folder: Folder, name: str) -> Any:

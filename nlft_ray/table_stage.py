@@ -22,7 +22,7 @@ from nlft_ray.manifest import (
 from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.progress import RowProgress, log
 from nlft_ray.prompts import prompts_fingerprint
-from nlft_ray.shards import DATA, Shard, ShardReport, Worker, finished_shard, input_ids, plan_shards, remove_strays
+from nlft_ray.shards import DATA, Shard, ShardReport, Worker, finished_shards, input_ids, plan_shards, remove_strays
 from nlft_ray.storage import Folder
 
 
@@ -48,7 +48,7 @@ def run_table_stage(
     identity = _identity(config, stage, writes, input_manifest, loads_model)
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
-    reports = {shard.number: report for shard in shards if (report := finished_shard(output, shard))}
+    reports = finished_shards(output, shards)
     if complete is not None and len(reports) == len(shards):
         return StageResult(output=config.output, manifest=complete, reused=True)
     _reopen(output, shards)

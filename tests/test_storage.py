@@ -1,12 +1,14 @@
 """Files appear whole or not at all, on any filesystem."""
 
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from nlft_ray.errors import UserError
-from nlft_ray.storage import Folder
+from nlft_ray.storage import Folder, side_by_side
 
 
 @pytest.fixture(params=["local", "fsspec"])
@@ -53,3 +55,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_an_unknown_scheme_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match="nosuch"):
         Folder("nosuch://bucket/x").exists()
+
+
+def test_files_are_looked_at_side_by_side_and_reported_in_order() -> None:
+    under_way, most = 0, 0
+    lock = threading.Lock()
+
+    def look(number: int) -> int:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01 if number % 2 else 0.001)
+        with lock:
+            under_way -= 1
+        return number
+
+    assert list(side_by_side(look, range(2000))) == list(range(2000))
+    assert most > 1
