@@ -106,7 +106,8 @@ class Stepper:
             if self._engine.dropout is not None:
                 self._engine.dropout.set(micro.inputs, self._options.seed, step)
             worked = len(mine), len(micro.targets) if mine else 0
-            done.append(torch.cat([self._backward(micro, divisor).double(), torch.tensor(worked)]))
+            counts = torch.tensor(worked, device=self._engine.device)
+            done.append(torch.cat([self._backward(micro, divisor).double(), counts]))
         total = torch.stack(done).sum(0)
         dist.all_reduce(total)
         if not total.isfinite().all():
