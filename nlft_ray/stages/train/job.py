@@ -278,6 +278,8 @@ class _Failures(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         # Those who lose a partner complain too: the one that is gone is the cause.
-        lost = {r: e for r, e in worker_exceptions.items() if isinstance(e, WorkerHealthCheckFailedError)}
-        rank, error = next(iter((lost or worker_exceptions).items()))
-        note_failure(self._output, f"worker {rank} failed: {error}")
+        lost = [rank for rank, error in worker_exceptions.items() if isinstance(error, WorkerHealthCheckFailedError)]
+        rank, error = next(iter(worker_exceptions.items()))
+        error_text = " ".join(str(error).split())[:200]
+        what = f"lost worker {lost[0]}" if lost else f"worker {rank} failed: {error_text}"
+        note_failure(self._output, f"{what}; going on from the newest checkpoint where max_failures allows it")
