@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from nlft_ray.stages.train.job import train
 from tests.stages.train import support, workers
 from tests.tables import read_rejects, write_table
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = pytest.mark.usefixtures("ray_local", "process_group", "one_thread")
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -41,12 +41,12 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def a_worker_killed_at(step: int, output: Path) -> Iterator[None]:
-    """Kill one training worker as soon as the record of steps has reached `step`."""
+def a_worker_killed_when(reached: Callable[[], bool]) -> Iterator[None]:
+    """Kill one training worker as soon as something is reached."""
     over = threading.Event()
 
     def kill() -> None:
-        while len(support.record(output)) < step and not over.wait(0.02):
+        while not reached() and not over.wait(0.02):
             pass
         for process in [found for found in psutil.Process().children(recursive=True) if is_worker(found)][-1:]:
             os.kill(process.pid, signal.SIGKILL)
@@ -93,11 +93,11 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     before = record_of_a_killed_driver(support.train_config(model, scored, output, **settings), 20, tmp_path)
     assert 20 <= len(before) < 60
     began = time.monotonic()
-    with a_worker_killed_at(40, output):
+    with a_worker_killed_when(lambda: len(support.record(output)) >= 40):
         result = train(support.train_config(model, scored, output, **settings, max_failures=2))
     said = capsys.readouterr().err
     assert re.search(r"goes on after step \d+ of 60", said)
-    assert "failed" in said
+    assert re.search(r"(lost worker \d|worker \d failed: .*); going on from the newest checkpoint", said)
     after = support.record(output)
     assert [line["step"] for line in after] == list(range(1, 61))
     assert after[:7] == before[:7]  # kept, not taken again
@@ -166,6 +166,24 @@ def test_mistakes_show_before_workers_start(changes: dict[str, Any], message: st
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
+def test_a_store_takes_a_whole_training(model: str, scored: str, tmp_path: Path) -> None:
+    """Reached through fsspec, a folder behaves as a store. The worker is killed once there is a checkpoint."""
+    settings: dict[str, Any] = {"epochs": 20, "batch_size": 2, "checkpoint_every_steps": 3, "lora": {}}
+    output = f"fsspec+file://{tmp_path}/out"
+    config = support.train_config(model, scored, tmp_path / "out", **settings)
+    with a_worker_killed_when(lambda: any((tmp_path / "out").glob("checkpoints/*/checkpoint.json"))):
+        result = train(config.model_copy(update={"output": output}))
+    lines = support.record(output)
+    assert [line["step"] for line in lines] == list(range(1, 121))
+    assert result.manifest.counts["steps"] == 120
+    assert train(config.model_copy(update={"output": output})).reused
+    workers.train_in(support.train_config(model, scored, tmp_path / "alone", **settings), tmp_path / "checkpoints")
+    assert [line["loss"] for line in lines] == [line["loss"] for line in support.record(tmp_path / "alone")]
+    found, wanted = (tmp_path / name / "weights" / "adapter_model.safetensors" for name in ("out", "alone"))
+    assert found.read_bytes() == wanted.read_bytes()
 
 
 def test_a_table_of_another_tokenizer_is_refused(model: str, tmp_path: Path) -> None:
