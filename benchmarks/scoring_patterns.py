@@ -208,7 +208,7 @@ def _count_work(model: Any) -> dict[str, int]:
             pairs = sum(own * (seen - own) + own * (own + 1) // 2 for own, seen in spans)
         add(tokens_run=rows * tokens, padding=padding, attention_flops=per_pair * pairs)
 
-    model.register_forward_pre_hook(on_model, with_kwargs=True)
+    model.base_model.register_forward_pre_hook(on_model, with_kwargs=True)
     model.get_output_embeddings().register_forward_pre_hook(
         lambda _module, inputs: add(head_positions=inputs[0].numel() // shape.hidden_size)
     )

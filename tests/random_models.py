@@ -17,6 +17,8 @@ _SHAPES = {
     "llama": {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512},
     "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512},
     "gpt2": {"n_positions": 512},
+    # its logits are those of the head, scaled
+    "cohere": {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512, "logit_scale": 0.5},
 }
 ARCHITECTURES = sorted(_SHAPES)
 

@@ -38,7 +38,7 @@ def test_stage_help_shows_every_setting_with_its_docstring(stage: str, capsys: p
 
 def test_print_config_shows_defaults_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["score", "--print-config", f"input={tmp_path}/a", f"output={tmp_path}/b", "model.path=sandbox"])
-    assert "max_tokens_per_batch: 8192" in capsys.readouterr().out
+    assert "max_tokens_per_batch: null" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

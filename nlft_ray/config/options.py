@@ -135,8 +135,8 @@ class JudgeOptions(Strict):
 class ScoreOptions(Strict):
     """How responses are scored."""
 
-    max_tokens_per_batch: PositiveInt = 8192
-    """Padded tokens of one forward pass: rows × the longest row."""
+    max_tokens_per_batch: PositiveInt | None = None
+    """Most tokens of one forward pass; unset, 8192 on a GPU and 1024 on a CPU."""
     hidden_window: PositiveInt = 8
     """K: for each token, cosines to the hidden states of the next K tokens are stored, for growing."""
     too_long: Literal["reject", "truncate"] = "reject"

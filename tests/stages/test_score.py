@@ -15,7 +15,7 @@ from nlft_ray.models import load_model, load_tokenizer
 from nlft_ray.prompts import prompt_ids
 from nlft_ray.schema import EXAMPLES, SCORED
 from nlft_ray.scored import facts_of
-from nlft_ray.stages.score.passes import pack
+from nlft_ray.stages.score.passes import fill, pack
 from nlft_ray.stages.score.prefix import common_prefix
 from nlft_ray.stages.score.worker import ScoreWorker
 from tests.random_models import ARCHITECTURES, save_random_model
@@ -101,22 +101,24 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
     shared, _ = score(config(path), rows)
     from_the_start: list[int] = []
     worker = ScoreWorker(config(path))
-    worker._score._model.register_forward_pre_hook(
+    worker._score._model.base_model.register_forward_pre_hook(
         lambda _module, _inputs, named: from_the_start.append(named.get("past_key_values") is None), with_kwargs=True
     )
     full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
     worker(pa.Table.from_pylist(full, schema=EXAMPLES), 0)
-    # base and standard begin alike; the judge context's rows ask the same question and share that too
-    assert sum(from_the_start) == 2
-    assert len(from_the_start) == 2 + 3
+    assert sum(from_the_start) == 1, "the prefix"
+    assert len(from_the_start) == 1 + 3, "and the rows, in three batches of up to 1024 tokens"
+    monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
+    padded, _ = score(config(path), rows)
     monkeypatch.setattr("nlft_ray.stages.score.scorer.common_prefix", lambda prompts: [])
     plain, _ = score(config(path), rows)
     for id, row in plain.items():
         for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
-            if row[column] is None:
-                assert shared[id][column] is None
-            else:
-                np.testing.assert_allclose(shared[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
+            for found in (shared, padded):
+                if row[column] is None:
+                    assert found[id][column] is None
+                else:
+                    np.testing.assert_allclose(found[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
 
 
 def test_the_common_prefix_leaves_every_prompt_its_last_token() -> None:
@@ -145,8 +147,7 @@ def test_the_head_runs_at_response_positions_only(random_llama: str, monkeypatch
     tokens = [len(row["logp_base"]) for row in scored]
     judged = [len(row["logp_judge"] or []) for row in scored]
     standard = [len(row["logp_standard"] or []) for row in scored]
-    prefixes = len(worker._score._prefix_states._kept)  # transformers runs the head at one position at the least
-    assert sum(seen) == sum(tokens) + sum(judged) + sum(standard) + prefixes
+    assert sum(seen) == sum(tokens) + sum(judged) + sum(standard)
 
 
 def test_unusable_rows_are_rejected_with_the_reason(random_llama: str) -> None:
@@ -176,6 +177,33 @@ def test_truncation_is_done_when_asked_for_and_counted(random_llama: str) -> Non
     n = len(scored["endless"]["logp_base"])
     assert n == len(scored["endless"]["logp_standard"])
     assert scored["endless"]["response_start"] + n < 512, "the longest context decides"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_contexts_run_as_a_tree_where_the_model_takes_it(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_random_model(tmp_path, architecture)
+    runs: list[int] = []
+
+    def worker() -> ScoreWorker:
+        made = ScoreWorker(config(path))
+        made._score._model.base_model.register_forward_pre_hook(
+            lambda _module, _inputs, named: runs.append(named["input_ids"].numel()), with_kwargs=True
+        )
+        return made
+
+    full = pa.Table.from_pylist([dict.fromkeys(EXAMPLES.names) | row for row in EXAMPLE_ROWS], schema=EXAMPLES)
+    trees = worker()(full, 0)
+    in_trees = sum(runs)
+    runs.clear()
+    monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
+    padded = worker()(full, 0)
+    assert in_trees < 0.85 * sum(runs), "the questions run once"
+    for with_trees, plain in zip(trees.table.to_pylist(), padded.table.to_pylist(), strict=True):
+        for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
+            if plain[column] is not None:
+                np.testing.assert_allclose(with_trees[column], plain[column], atol=1e-5, rtol=1e-5, err_msg=column)
 
 
 @pytest.mark.parametrize("budget", [1, 50, 1000])
@@ -208,6 +236,14 @@ def test_the_stage_scores_resumes_and_is_not_run_twice(tmp_path: Path, random_ll
     assert set(read_table(tmp_path / "a")) == {row["id"] for row in rows}
     with pytest.raises(UserError, match="hidden_window: 8 → 4"):
         nlft_ray.score(again.model_copy(update={"hidden_window": 4}))
+
+
+@pytest.mark.parametrize("budget", [1, 50, 1000])
+def test_neighbours_fill_batches_in_order(budget: int) -> None:
+    sizes = [5, 100, 7, 30, 30, 31, 1, 2, 80]
+    batches = fill(sizes, budget)
+    assert [index for batch in batches for index in range(len(sizes))[batch]] == list(range(len(sizes)))
+    assert all(batch.stop - batch.start == 1 or sum(sizes[batch]) <= budget for batch in batches)
 
 
 def read_table_of(path: Path) -> Any:

@@ -67,3 +67,17 @@ def pack(sizes: list[int], max_tokens: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def fill(sizes: list[int], max_tokens: int) -> list[slice]:
+    """Neighbours in batches of at most `max_tokens` tokens (or a single row)."""
+    batches: list[slice] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if batches and size <= room:
+            batches[-1] = slice(batches[-1].start, index + 1)
+        else:
+            batches.append(slice(index, index + 1))
+            room = max_tokens
+        room -= size
+    return batches

@@ -1,7 +1,6 @@
-"""The longest common beginning of many prompts runs through the model once, not once a row.
-
-Rows of a context share their instruction, which often holds hundreds of tokens of examples. Its keys and values are
-computed once and read by every batch after it; causal attention makes them the same whatever follows.
+"""What the rows' prompts begin with in common runs through the model once; causal attention makes it the same whatever
+follows. It is their instruction, which often holds hundreds of tokens of examples: its keys and values are computed
+once and read by every batch after it.
 """
 
 from collections import OrderedDict
@@ -48,15 +47,17 @@ class PrefixStates:
 
     def _compute(self, prefix: Sequence[int]) -> Cache | None:
         input_ids = torch.tensor([list(prefix)], device=self._model.device)
-        computed = self._model(input_ids=input_ids, use_cache=True, logits_to_keep=1).past_key_values
-        if not isinstance(computed, DynamicCache):
-            return None
-        layers = [_ReadOnlyLayer(layer) for layer in computed.layers if type(layer) is DynamicLayer]
-        if len(layers) < len(computed.layers):
+        computed = self._model.base_model(input_ids=input_ids, use_cache=True).past_key_values
+        if not keeps_every_token(computed):
             return None
         shared = DynamicCache()
-        shared.layers = list(layers)
+        shared.layers = [_ReadOnlyLayer(layer) for layer in computed.layers]
         return shared
+
+
+def keeps_every_token(cache: object) -> bool:
+    """Whether it holds keys and values of every token: no sliding window, no recurrent state."""
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 class _ReadOnlyLayer(DynamicLayer):

@@ -1,14 +1,9 @@
-"""Forward passes over prompts and responses: log-probabilities and hidden-state geometry of the response tokens.
-
-The LM head runs only at positions that predict a response token (`logits_to_keep`), so nothing of the size
-prompt × vocabulary exists.
-"""
+"""Forward passes over prompts and responses: log-probabilities and hidden-state geometry of the response tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
@@ -16,11 +11,18 @@ from transformers.cache_utils import Cache
 
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
-from nlft_ray.core.logprobs import token_logprobs, top_tokens
-from nlft_ray.stages.score.passes import pack
+from nlft_ray.stages.score.attention import takes_trees
+from nlft_ray.stages.score.head import ResponseLogits, token_facts
+from nlft_ray.stages.score.passes import Context, ScoringRow, fill, pack
 from nlft_ray.stages.score.prefix import PrefixStates, common_prefix
+from nlft_ray.stages.score.trees import Forest, Tree
 
 Array = NDArray[Any]
+
+_TOP: set[Context] = {"standard"}  # the contexts whose most probable tokens are asked for
+_GEOMETRY: set[Context] = {"base"}  # and whose hidden states
+# Tokens of a batch, unless set: a CPU is as fast with a row or two at a time, whose activations stay in its cache.
+_MAX_TOKENS = {"cpu": 1024, "gpu": 8192}
 
 
 @dataclass(frozen=True)
@@ -34,73 +36,101 @@ class PassFacts:
     hidden_cos: Array | None = None  # (n, K) float32
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """(B, T) tokens that run at once, with N response tokens among them, response after response."""
+
+    inputs: dict[str, Any]  # arguments of the model's forward
+    keep: torch.Tensor  # (B, T) bool, the positions that predict response tokens
+    targets: torch.Tensor  # (N,) int64, the response tokens
+    counts: list[int]  # how many of them each response has
+    contexts: list[Context]  # which each response stands under
+
+
 class Scorer:
     """Runs one model over batches of a token budget."""
 
-    def __init__(self, model: PreTrainedModel, *, pad_id: int, max_tokens_per_batch: int, hidden_window: int):
+    def __init__(self, model: PreTrainedModel, *, pad_id: int, max_tokens_per_batch: int | None, hidden_window: int):
         self._model = model
         self._pad_id = pad_id
-        self._max_tokens = max_tokens_per_batch
+        self._max_tokens = max_tokens_per_batch or _MAX_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
         self._window = hidden_window
         self._prefix_states = PrefixStates(model)
-        self._hidden: torch.Tensor | None = None
-        head = model.get_output_embeddings()
-        head.register_forward_pre_hook(self._remember_hidden)
+        self._response_logits = ResponseLogits(model)
+        self._takes_trees = takes_trees(model)
 
-    def _remember_hidden(self, _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._hidden = inputs[0]  # what the LM head reads: the final hidden states after the last norm
+    @torch.inference_mode()
+    def __call__(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
+        """Facts of every row under each of its contexts."""
+        if self._takes_trees:
+            return self._score_trees(rows)
+        found: list[dict[Context, PassFacts]] = [{} for _ in rows]
+        for context in get_args(Context):
+            needing = [index for index, row in enumerate(rows) if context in row.prompts]
+            passes = [(rows[index].prompts[context], rows[index].response_ids) for index in needing]
+            for index, facts in zip(needing, self._score_padded(passes, context), strict=True):
+                found[index][context] = facts
+        return found
 
-    def __call__(
-        self, rows: Sequence[tuple[list[int], list[int]]], *, top: bool = False, geometry: bool = False
-    ) -> list[PassFacts]:
-        """Score rows of (prompt ids, response ids); `top` and `geometry` ask for the further facts."""
-        prefix = common_prefix([prompt for prompt, _ in rows])
-        with torch.inference_mode():
-            states = self._prefix_states(prefix)
-            skipped = len(prefix) if states is not None else 0
-            suffixes = [(prompt[skipped:], response) for prompt, response in rows]
-            facts: dict[int, PassFacts] = {}
-            for batch in pack([len(prompt) + len(response) for prompt, response in suffixes], self._max_tokens):
-                found = self._forward([suffixes[index] for index in batch], states, skipped, top, geometry)
-                facts.update(zip(batch, found, strict=True))
-        return [facts[index] for index in range(len(rows))]
-
-    def _forward(
-        self, rows: list[tuple[list[int], list[int]]], states: Cache | None, skipped: int, top: bool, geometry: bool
-    ) -> list[PassFacts]:
-        """Facts of a batch whose first `skipped` tokens stand in `states` already."""
-        batch = pad_batch([(prompt + response, len(prompt)) for prompt, response in rows], self._pad_id)
-        on = self._model.device
-        seen = torch.ones(len(rows), skipped, dtype=batch.attention_mask.dtype)
-        output = self._model(
-            input_ids=batch.input_ids.to(on),
-            attention_mask=torch.cat([seen, batch.attention_mask], dim=1).to(on),
-            logits_to_keep=batch.keep.to(on),
-            past_key_values=states,
-            use_cache=states is not None,
-        )
-        logits = output.logits  # (N, V), N = response tokens of the batch
-        counts = [len(response) for _, response in rows]
-        logp = _split(token_logprobs(logits, batch.targets.to(on)), counts)
-        columns: dict[str, list[Array]] = {}
-        if top:
-            ids, top_logp = top_tokens(logits)
-            columns |= {"top": _split(ids, counts), "top_logp": _split(top_logp, counts)}
-        if geometry:
-            assert self._hidden is not None
-            hidden = self._hidden.reshape(-1, self._hidden.shape[-1]).split(counts)
-            found = [hidden_geometry(states, self._window) for states in hidden]
-            columns |= {
-                "hidden_norm": [norm.cpu().numpy() for norm, _ in found],
-                "hidden_cos": [cos.cpu().numpy() for _, cos in found],
-            }
-        self._hidden = None
-        return [
-            PassFacts(logp=logp[index], **{name: values[index] for name, values in columns.items()})
-            for index in range(len(rows))
+    def _score_trees(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
+        trunks = [common_prefix(list(row.prompts.values())) for row in rows]
+        states, stored = self._stored(trunks)
+        trees = [
+            Tree(trunk[stored:], [(prompt[len(trunk) :], row.response_ids) for prompt in row.prompts.values()])
+            for row, trunk in zip(rows, trunks, strict=True)
         ]
+        found: list[dict[Context, PassFacts]] = []
+        for batch in fill([len(tree) for tree in trees], self._max_tokens):
+            facts = iter(self._run(_forest_pass(rows[batch], trees[batch], stored), states))
+            found += [{context: next(facts) for context in row.prompts} for row in rows[batch]]
+        return found
+
+    def _score_padded(self, passes: list[tuple[list[int], list[int]]], context: Context) -> list[PassFacts]:
+        """Facts of (prompt ids, response ids) under one context, for models that take no trees."""
+        states, stored = self._stored([prompt for prompt, _ in passes])
+        found: dict[int, PassFacts] = {}
+        for indices in pack([len(prompt) - stored + len(response) for prompt, response in passes], self._max_tokens):
+            batch = _padded_pass([passes[index] for index in indices], stored, context, self._pad_id)
+            found.update(zip(indices, self._run(batch, states), strict=True))
+        return [found[index] for index in range(len(passes))]
+
+    def _stored(self, prompts: list[list[int]]) -> tuple[Cache | None, int]:
+        """States of what all prompts begin with, and how many tokens that is."""
+        prefix = common_prefix(prompts)
+        states = self._prefix_states(prefix)
+        return states, 0 if states is None else len(prefix)
+
+    def _run(self, batch: Pass, states: Cache | None) -> list[PassFacts]:
+        """Facts of the pass's responses."""
+        inputs = {
+            name: value.to(self._model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.inputs.items()
+        }
+        inputs |= {"past_key_values": states, "use_cache": states is not None}
+        responses = self._response_logits(inputs, batch.keep, batch.counts)
+        found: list[PassFacts] = []
+        for context, targets, (hidden, logits) in zip(
+            batch.contexts, batch.targets.split(batch.counts), responses, strict=True
+        ):
+            facts = token_facts(logits, targets, context in _TOP)
+            if context in _GEOMETRY:
+                facts["hidden_norm"], facts["hidden_cos"] = hidden_geometry(hidden, self._window)
+            found.append(PassFacts(**{name: values.cpu().numpy() for name, values in facts.items()}))
+        return found
 
 
-def _split(values: torch.Tensor, counts: list[int]) -> list[Array]:
-    """Cut a batch's token values (N,) into rows."""
-    return np.split(values.cpu().numpy(), np.cumsum(counts)[:-1])
+def _forest_pass(rows: Sequence[ScoringRow], trees: Sequence[Tree], stored: int) -> Pass:
+    """The trees of rows, without padding, behind `stored` tokens that have run before."""
+    forest = Forest(stored)
+    for tree in trees:
+        forest.plant(tree)
+    contexts = [context for row in rows for context in row.prompts]
+    counts = [len(row.response_ids) for row in rows for _ in row.prompts]
+    return Pass(forest.inputs(), forest.keep_mask(), torch.tensor(forest.targets), counts, contexts)
+
+
+def _padded_pass(passes: list[tuple[list[int], list[int]]], stored: int, context: Context, pad_id: int) -> Pass:
+    """Prompts with responses, padded at the right: causal attention never looks there, and a mask would cost time."""
+    batch = pad_batch([(prompt[stored:] + response, len(prompt) - stored) for prompt, response in passes], pad_id)
+    counts = [len(response) for _, response in passes]
+    return Pass({"input_ids": batch.input_ids}, batch.keep, batch.targets, counts, [context] * len(passes))

@@ -46,15 +46,7 @@ class ScoreWorker:
                 found = ", ".join(f"{context} {length}" for context, length in lengths(row).items())
                 problem = f"too long: {found} tokens; the model takes {self._max_length}"
             rejects.append((example, problem))
-        facts: dict[Context, dict[int, PassFacts]] = {
-            "base": self._run(rows, "base", geometry=True),
-            "judge": self._run(rows, "judge"),
-            "standard": self._run(rows, "standard", top=True),
-        }
-        scored = [
-            _scored_row(row, {context: found[index] for context, found in facts.items() if index in found})
-            for index, row in enumerate(rows)
-        ]
+        scored = [_scored_row(row, facts) for row, facts in zip(rows, self._score(rows), strict=True)]
         return Worked(
             pa.Table.from_pylist(scored, schema=self.schema),
             rejects,
@@ -70,12 +62,6 @@ class ScoreWorker:
         if self._config.too_long == "reject" or room < 1:
             return None
         return ScoringRow(row.id, row.verdict, row.prompts, row.response_ids[:room], row.standard_ids)
-
-    def _run(self, rows: list[ScoringRow], context: Context, **wanted: bool) -> dict[int, PassFacts]:
-        """Facts under one context, by row index, for the rows that need it."""
-        needing = [index for index, row in enumerate(rows) if context in row.prompts]
-        facts = self._score([(rows[index].prompts[context], rows[index].response_ids) for index in needing], **wanted)
-        return dict(zip(needing, facts, strict=True))
 
 
 def _scored_row(row: ScoringRow, facts: dict[Context, PassFacts]) -> dict[str, Any]:
