@@ -36,13 +36,13 @@ def new_card(run: Run, training: StageRecord, *, base: Mapping[str, Any], adapte
             would say nothing to others, for its name on the hub.
         adapter: the folder holds an adapter for PEFT, not a whole model.
     """
-    name = _hub_name(training.manifest.identity.config["model"]["path"])
+    known = _hub_name(training.manifest.identity.config["model"]["path"]) or base.get("base_model")
     data = ModelCardData(
-        base_model=name or base.get("base_model"),
+        base_model=known,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=[*_TAGS, *(["lora"] if training.manifest.identity.config.get("lora") else [])],
-        base_model_relation="adapter" if adapter else "finetune",
+        base_model_relation=("adapter" if adapter else "finetune") if known else None,
         **{key: base[key] for key in _TAKEN_OVER if key in base},
     )
     return f"---\n{data.to_yaml()}\n---\n\n{_BEGIN}\n{_told(run, training, None)}\n{_END}\n"

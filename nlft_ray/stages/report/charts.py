@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from nlft_ray.run_record.figures import readable
@@ -18,6 +19,7 @@ _CURVES = (
     ("weighted_tokens", "Weighted tokens a step"),
 )
 _POINTS_DRAWN = 400
+_FLATTENED = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,48 @@ def training_charts(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
 def _chart(key: str, title: str, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
     series = {name: _finite(key, lines) for name, lines in metrics.items()}
     values = [value for points in series.values() for _, value in points]
-    if not any(values):  # nothing was recorded, or all is zero: as for a policy that lowers nothing
+    if not any(value > 0 for value in values):  # nothing was recorded, or nothing happened: no policy lowers a token
         return None
     steps = max(step for points in series.values() for step, _ in points)
-    top = _round_up(max(values))
+    scale = _scale(series)
     lines = [
-        Line(name, number, _points(points, steps, top), readable(points[-1][1]))
+        Line(name, number, _points(points, steps, scale), readable(points[-1][1]))
         for number, (name, points) in enumerate(series.items())
         if points
     ]
-    ticks = [(HEIGHT * (1 - share), readable(top * share)) for share in (0.0, 0.5, 1.0)]
-    return Chart(title, lines, ticks, steps)
+    ticks = [(HEIGHT * (1 - scale.share(value)), readable(value)) for value in scale.ticks]
+    return Chart(title if scale.bottom == 0 else f"{title}, logarithmic", lines, ticks, steps)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From `bottom` to `top`: linear where the bottom is 0, else logarithmic."""
+
+    bottom: float
+    top: float
+
+    @property
+    def ticks(self) -> list[float]:
+        if self.bottom == 0:
+            return [0.0, self.top / 2, self.top]
+        return [10.0**power for power in range(round(math.log10(self.bottom)), round(math.log10(self.top)) + 1)]
+
+    def share(self, value: float) -> float:
+        """Height of a value, 0 to 1; what lies below the bottom lies on it."""
+        if self.bottom == 0:
+            return max(value, 0.0) / self.top
+        return math.log(max(value, self.bottom) / self.bottom) / math.log(self.top / self.bottom)
+
+
+def _scale(series: Mapping[str, Sequence[tuple[int, float]]]) -> _Scale:
+    """Logarithmic, over four decades at most, where one policy's values would flatten another's to nothing."""
+    values = [value for points in series.values() for _, value in points if value > 0]
+    typical = [median(found) for points in series.values() if (found := [value for _, value in points if value > 0])]
+    if max(typical) < _FLATTENED * min(typical):
+        return _Scale(0.0, _round_up(max(values)))
+    top = math.ceil(math.log10(max(values)))
+    bottom = max(math.floor(math.log10(min(typical))), top - 4)
+    return _Scale(10.0**bottom, 10.0**top)
 
 
 def _finite(key: str, lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
@@ -71,7 +104,7 @@ def _finite(key: str, lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, flo
     return [(step, float(value)) for step, value in found if value is not None and math.isfinite(value)]
 
 
-def _points(points: Sequence[tuple[int, float]], steps: int, top: float) -> str:
+def _points(points: Sequence[tuple[int, float]], steps: int, scale: _Scale) -> str:
     """Averages over equal stretches where there are more steps than the picture can show."""
     stretch = -(-len(points) // _POINTS_DRAWN)
     drawn = []
@@ -79,7 +112,7 @@ def _points(points: Sequence[tuple[int, float]], steps: int, top: float) -> str:
         part = points[start : start + stretch]
         step, value = (sum(column) / len(part) for column in zip(*part, strict=True))
         x = WIDTH * (step - 1) / max(steps - 1, 1)
-        drawn.append(f"{x:.1f},{HEIGHT * (1 - max(value, 0.0) / top):.1f}")
+        drawn.append(f"{x:.1f},{HEIGHT * (1 - scale.share(value)):.1f}")
     return " ".join(drawn)
 
 

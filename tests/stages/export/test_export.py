@@ -104,7 +104,7 @@ def test_an_adapter_can_be_exported_alone(
     config = support.train_config(model, scored, tmp_path / "trained", lora={})
     expected = trained(config, monkeypatch)
     result = export(exporting(config, tmp_path / "out", merge=False))
-    assert_card(result.output, Path(model), library_name="peft", base_model_relation="adapter", license=None)
+    assert_card(result.output, Path(model), library_name="peft", base_model_relation=None, license=None)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), result.output).eval()
     torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-5, atol=1e-5)
     assert not (tmp_path / "out" / "model.safetensors").exists()

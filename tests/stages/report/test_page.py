@@ -245,6 +245,8 @@ def test_it_is_readable_on_a_phone_in_light_and_dark(visit: Any, scheme: str) ->
     details, at = page.locator("#details").bounding_box(), token.bounding_box()
     assert at["y"] + at["height"] <= details["y"], "the details do not cover the token"
     assert page.evaluate(CONTRAST) >= 4.5
+    page.locator("#filter-view").select_option("compact")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 CONTRAST = """() => {

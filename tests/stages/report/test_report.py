@@ -19,6 +19,7 @@ from nlft_ray.errors import UserError
 from nlft_ray.models import load_tokenizer
 from nlft_ray.run_record.folder import read_run
 from nlft_ray.saliency_view import token_texts
+from nlft_ray.stages.report.charts import Chart, training_charts
 from nlft_ray.stages.report.page import json_for_script
 from nlft_ray.stages.report.policy_form import policies_for_page
 from nlft_ray.stages.report.tokens import pack, response_texts
@@ -110,6 +111,26 @@ def test_what_cannot_be_reported_is_refused(random_llama: str, run: str, tmp_pat
         write_report(unnamed, model={"path": random_llama})
     with pytest.raises(UserError, match=r"^compare: .* holds ids of another tokenizer.*Both must have the same"):
         write_report(run, compare=unnamed)
+
+
+def test_a_curve_is_logarithmic_where_another_policy_would_flatten_it() -> None:
+    def chart(high: float) -> Chart:
+        courses = {"low": [0.05, 0.0, 0.01], "high": [high, high, high]}
+        metrics = {
+            name: [{"step": step, "gradient_norm": value} for step, value in enumerate(values, start=1)]
+            for name, values in courses.items()
+        }
+        (found,) = training_charts(metrics)
+        return found
+
+    linear = chart(0.1)
+    assert [label for _, label in linear.ticks] == ["0", "0.05", "0.1"]
+    assert linear.lines[0].points == "0.0,60.0 160.0,120.0 320.0,108.0"
+    logarithmic = chart(10.0)
+    assert logarithmic.title == "Gradient norm, logarithmic"
+    assert [label for _, label in logarithmic.ticks] == ["0.01", "0.1", "1", "10"]
+    assert logarithmic.lines[0].points == "0.0,92.0 160.0,120.0 320.0,120.0"
+    assert logarithmic.lines[1].points == "0.0,0.0 160.0,0.0 320.0,0.0"
 
 
 def test_it_is_written_anew_each_time(run: str, html: Path) -> None:

@@ -79,6 +79,8 @@ const Reasons = (() => {
     return make("td", { class: "bars", "aria-hidden": "true" }, bar);
   }
 
+  const signed = (value) => value.toFixed(2).replace("-0.00", "0.00").replace("-", "−");
+
   function neighbours(example, t) {
     const { hiddenCos, window, n } = example.facts;
     const items = [];
@@ -86,7 +88,7 @@ const Reasons = (() => {
       const other = t + m;
       if (m === 0 || other < 0 || other >= n) continue;
       const cosine = hiddenCos[Math.min(t, other) * window + Math.abs(m) - 1];
-      items.push(`${m > 0 ? "+" : "−"}${Math.abs(m)} ${quoted(example.tokens[other])} ${cosine.toFixed(2)}`);
+      items.push(`${m > 0 ? "+" : "−"}${Math.abs(m)} ${quoted(example.tokens[other])} ${signed(cosine)}`);
     }
     return items.join("  ·  ");
   }
