@@ -24,7 +24,7 @@ class ScoreWorker:
         self._max_length = max_length(config.model)
         self._build = RowBuilder(tokenizer, config.prompts, end_of_turn)
         self._score = Scorer(
-            load_model(config.model),
+            load_model(config.model, spread=True),
             pad_id=end_of_turn,  # masked, so any id will do
             max_tokens_per_batch=config.max_tokens_per_batch,
             hidden_window=config.hidden_window,
