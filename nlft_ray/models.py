@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
@@ -83,10 +84,12 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     With `spread`, its layers go to all GPUs that this process sees, where there are several.
 
     Raises:
-        UserError: transformers cannot load it.
+        UserError: transformers cannot load it, or not with this quantisation.
     """
     folder = model_folder(config)
     spread = spread and torch.cuda.device_count() > 1
+    placed = spread or config.quantization is not None  # by transformers, as it loads
+    device_map: Any = "auto" if spread else {"": on or device()} if placed else None
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -94,11 +97,21 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
             attn_implementation=config.attention,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
-            device_map="auto" if spread else None,
+            device_map=device_map,
+            quantization_config=_quantization(config),
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.path: {config.path} does not load: {error}") from error
-    return model.eval() if spread else model.eval().to(on or device())
+    return model.eval() if placed else model.eval().to(on or device())
+
+
+def _quantization(config: ModelConfig) -> Any:
+    if config.quantization is None:
+        return None
+    try:
+        return AutoQuantizationConfig.from_dict(dict(config.quantization))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"model.quantization: {' '.join(str(error).split())}") from error
 
 
 def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:

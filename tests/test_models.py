@@ -60,6 +60,22 @@ def test_the_type_of_the_weights_is_as_asked(random_llama: str) -> None:
     assert load_model(ModelConfig(path=random_llama, dtype="bfloat16")).dtype == torch.bfloat16
 
 
+def test_weights_can_be_loaded_quantised(random_llama: str) -> None:
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    quantised = load_model(ModelConfig(path=random_llama, quantization=settings))
+    weight = quantised.get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert weight.dtype == torch.int8
+    ids = torch.tensor([[5, 6, 7, 8]])
+    whole = load_model(ModelConfig(path=random_llama))(ids).logits
+    error = (quantised(ids).logits - whole).abs().max() / whole.abs().max()
+    assert 0 < error < 0.1
+
+
+def test_an_unknown_quantisation_is_refused(random_llama: str) -> None:
+    with pytest.raises(UserError, match=r"model\.quantization: Unknown quantization type, got nonsense"):
+        load_model(ModelConfig(path=random_llama, quantization={"quant_method": "nonsense"}))
+
+
 def test_length_is_the_models_own_or_less(random_llama: str) -> None:
     assert max_length(ModelConfig(path=random_llama)) == 512
     assert max_length(ModelConfig(path=random_llama, max_length=100)) == 100

@@ -62,6 +62,9 @@ class ModelConfig(Strict):
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights in memory; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    quantization: dict[str, Any] | None = None
+    """Load the weights quantised: transformers' settings for it, such as
+    {quant_method: bitsandbytes, load_in_4bit: true}. The method's own package must be installed. Needs LoRA to train."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     max_length: PositiveInt | None = None

@@ -76,6 +76,12 @@ class ScoreConfig(ScoreOptions, WithPool, StageConfig):
 class TrainConfig(TrainOptions, WithModel, StageConfig):
     """`nlft-ray train`: scored → weights fine-tuned by a policy."""
 
+    @model_validator(mode="after")
+    def _quantised_weights_stay(self) -> "TrainConfig":
+        if self.model.quantization is not None and self.lora is None:
+            raise ValueError("model.quantization needs adapters: quantised weights cannot be trained; set lora")
+        return self
+
 
 class EvaluateConfig(EvaluateOptions, WithPool, StageConfig):
     """`nlft-ray evaluate`: questions → predictions and accuracy."""

@@ -150,6 +150,16 @@ def test_the_head_runs_at_response_positions_only(random_llama: str, monkeypatch
     assert sum(seen) == sum(tokens) + sum(judged) + sum(standard)
 
 
+def test_a_quantised_model_scores(random_llama: str) -> None:
+    whole, _ = score(config(random_llama), EXAMPLE_ROWS)
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    model = ModelConfig(path=random_llama, quantization=settings)
+    quantised, worked = score(config(random_llama).model_copy(update={"model": model}), EXAMPLE_ROWS)
+    assert worked.rejects == []
+    apart = [abs(np.subtract(quantised[id]["logp_base"], row["logp_base"])).mean() for id, row in whole.items()]
+    assert 0 < max(apart) < 0.3
+
+
 def test_unusable_rows_are_rejected_with_the_reason(random_llama: str) -> None:
     rows = [
         example("fine", correct=True),

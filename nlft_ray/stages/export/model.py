@@ -30,7 +30,8 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
         ).eval()
     from peft import PeftModel
 
-    model: Any = load_model(base.model_copy(update={"dtype": "float32"}), torch.device("cpu"))
+    whole = base.model_copy(update={"dtype": "float32", "quantization": None})
+    model: Any = load_model(whole, torch.device("cpu"))
     adapted: Any = PeftModel.from_pretrained(model, weights)
     return adapted.merge_and_unload().to(dtype).eval()
 
