@@ -58,7 +58,7 @@ def test_measuring_changes_nothing_and_workers_agree(
         config = support.train_config(model, scored, tmp_path / str(stage), **measuring, zero_stage=stage)
         two_workers.do(workers.train_in, config, tmp_path / f"checkpoints-{stage}")
         first = support.record(tmp_path / str(stage))[1]["held_out_loss"]
-        assert first == pytest.approx(measured[1]["held_out_loss"], rel=1e-3)  # dropout differs between workers
+        assert first == pytest.approx(measured[1]["held_out_loss"], rel=1e-3)  # Adam magnifies what rounding does
 
 
 @pytest.mark.usefixtures("ray_local")
