@@ -107,7 +107,12 @@ def measure(given: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any
             sizes = [1]
         if pattern == "ours2":
             sizes = [size for size in sizes if size <= given.batch_size // 2] or [1]
-        tried = [call_child(task | {"pattern": pattern, "micro_batch_size": size}) for size in sizes]
+        tried = []
+        for size in sizes:
+            tried.append(call_child(task | {"pattern": pattern, "micro_batch_size": size}))
+            print(
+                f"{NAMES[pattern]}, micro-batches of {size}: {tried[-1]['seconds']:.1f} s", file=sys.stderr, flush=True
+            )
         measures[pattern] = min(tried, key=lambda found: found["seconds"])
         measures[pattern]["tried"] = {found["micro_batch_size"]: found["seconds"] for found in tried}
     return measures
