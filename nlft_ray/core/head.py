@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 2**24
-"""Logits held at a time, in float32: on a CPU they should fit its cache."""
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
+"""Logits held at a time, in float32, by device: on a CPU they should fit its cache."""
 _FEWEST_ROWS = 64  # below this the product of matrices is slow
 
 
@@ -57,7 +57,7 @@ class _HeadLogOdds(torch.autograd.Function):
 
 
 def head_log_odds(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_bytes: int = CHUNK_BYTES
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_bytes: int | None = None
 ) -> Tensor:
     """(M,) log(p/(1 - p)) of each target under the logits `hidden @ weight.T + bias`, differentiable.
 
@@ -66,12 +66,12 @@ def head_log_odds(
         weight: (V, d) of the same type, V >= 2.
         bias: (V,) or None.
         targets: (M,) int64 token ids.
-        chunk_bytes: size of the logits worked on at a time.
+        chunk_bytes: size of the logits worked on at a time; None, what `CHUNK_BYTES` says.
 
     Returns:
         (M,) float32, or float64 for float64 hidden states.
     """
-    return _HeadLogOdds.apply(hidden, weight, bias, targets, chunk_bytes)
+    return _HeadLogOdds.apply(hidden, weight, bias, targets, chunk_bytes or CHUNK_BYTES[hidden.device.type])
 
 
 def _chunks(rows: int, vocabulary: int, chunk_bytes: int) -> Iterator[slice]:
