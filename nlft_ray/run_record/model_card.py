@@ -87,7 +87,7 @@ def _parse(card: str) -> ModelCard:
     try:
         return ModelCard(card, ignore_metadata_errors=True)
     except yaml.YAMLError as error:
-        raise ValueError(f"its metadata are not YAML: {error}") from error
+        raise ValueError(f"its metadata are not YAML: {' '.join(str(error).split())}") from error
 
 
 def _told(run: Run, training: StageRecord, evaluation: StageRecord | None) -> str:

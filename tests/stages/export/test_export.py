@@ -37,7 +37,7 @@ def trained(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Tensor:
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_weights", write_and_look)
-        loop.train_worker(config, support.LocalSession(Path(config.output) / "checkpoints"))
+        loop.train_worker(config, support.StoppingCheckpoints(Path(config.output) / "checkpoints"))
     identity = identity_of(
         config,
         "train",
