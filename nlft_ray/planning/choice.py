@@ -75,6 +75,7 @@ def choose_scoring(config: PlanConfig, shape: Shape, devices: Devices, number_by
             batch,
             longest_response=config.lengths.response_tokens,
             stored_tokens=config.lengths.prompt_tokens,
+            on_gpu=devices.kind == "gpu",
         )
         if memory.total <= devices.usable() or batch.tokens > max_tokens:
             break

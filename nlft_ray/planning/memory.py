@@ -16,8 +16,11 @@ from dataclasses import dataclass, fields
 from nlft_ray.planning.shape import Adapters, Shape
 
 FLOAT32 = 4
-LOGITS_CHUNK = 512
-"""Rows of logits held in float32 at a time (`core.logprobs.CHUNK_SIZE`)."""
+TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS = 2**24, 64
+"""Training holds a chunk of float32 logits at a time: so many bytes, but logits of so many tokens at least
+(`core.head`)."""
+SCORED_LOGITS, SCORED_LOGITS_BYTES = 256, {"cpu": 2**21, "gpu": 2**28}
+"""Scoring holds logits of so many tokens at a time, and so many bytes of them in float32 (`stages.score.head`)."""
 REDUCE_BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces at a time (its `reduce_bucket_size`)."""
 
@@ -46,8 +49,8 @@ class Pass:
     """One forward pass."""
 
     tokens: int
-    positions: int
-    """Those whose logits are computed."""
+    responses: int
+    """Those of them that predict a response's token: the LM head runs there alone."""
     number_bytes: int
     """Of a weight, and of an activation: 4 in float32, 2 in bfloat16."""
 
@@ -66,24 +69,25 @@ class Training:
     on_gpu: bool
 
 
-def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_tokens: int) -> Memory:
+def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_tokens: int, on_gpu: bool) -> Memory:
     """Memory of scoring: nothing is kept from layer to layer.
 
     Args:
         shape: the model's.
         batch: the largest pass.
-        longest_response: tokens of the longest response, whose logits are worked on in float32.
-        stored_tokens: tokens of prefixes whose keys and values are kept between passes.
+        longest_response: its tokens; the LM head takes one response after another.
+        stored_tokens: of prefixes whose keys and values are kept between passes.
+        on_gpu: whether it runs on a GPU.
     """
     size = batch.number_bytes
     weights = shape.parameters * size
     cache = 2 * shape.key_width * shape.layers * stored_tokens * size
-    hidden = shape.width * batch.tokens * size
-    logits = shape.vocabulary * batch.positions * size
-    chunk = 2 * shape.vocabulary * min(LOGITS_CHUNK, longest_response) * FLOAT32
+    hidden = shape.width * (batch.tokens + batch.responses) * size
+    logits = shape.vocabulary * min(SCORED_LOGITS, longest_response) * size
+    in_float32 = 2 * SCORED_LOGITS_BYTES["gpu" if on_gpu else "cpu"]
     return max(
         Memory("a layer", weights, activations=_inside_a_layer(shape, batch) + cache),
-        Memory("the logits", weights, activations=2 * hidden + cache, logits=logits + chunk),
+        Memory("the logits", weights, activations=hidden + cache, logits=logits + in_float32),
         key=lambda memory: memory.total,
     )
 
@@ -135,18 +139,24 @@ def training_states(shape: Shape, batch: Pass, training: Training) -> States:
 
 
 def _at_the_loss(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
-    """After the forward pass: all activations wait for the backward one, logits and their gradient stand."""
-    size = batch.number_bytes
-    chunk = 2 * shape.vocabulary * min(LOGITS_CHUNK, batch.positions) * FLOAT32
+    """After the forward pass: all activations wait for the backward one, which begins with the LM head."""
+    full = training.adapters is None
+    head = 2 * shape.vocabulary * shape.width * FLOAT32 if full else shape.width * batch.responses * batch.number_bytes
     return Memory(
         "the loss",
         weights=states.weights,
         gradients=states.gradients if training.micro_steps > 1 else 0,
         optimizer=states.optimizer,
         activations=_kept_activations(shape, batch, training),
-        logits=2 * shape.vocabulary * batch.positions * size + chunk,
+        logits=_logits_chunk(shape, batch) + head,
         buffers=_gathered(shape, batch, training),
     )
+
+
+def _logits_chunk(shape: Shape, batch: Pass) -> int:
+    """Logits in float32, and in the model's own type where that is another."""
+    rows = min(batch.responses, max(TRAINED_LOGITS_BYTES // (FLOAT32 * shape.vocabulary), FEWEST_TRAINED_LOGITS))
+    return rows * shape.vocabulary * (FLOAT32 + (batch.number_bytes if batch.number_bytes < FLOAT32 else 0))
 
 
 def _at_the_update(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
@@ -183,11 +193,12 @@ def layer_activations(shape: Shape, batch: Pass, training: Training) -> int:
 
     Both norms keep their input in float32 and hand on their output; their scaled input is kept where their weights
     are trained. Attention keeps queries, keys, values, its output and a logsumexp for each head; a gated MLP its two
-    branches, the activation and the product. Adapters keep their A's outputs.
+    branches, the activation and the product. Adapters keep their A's outputs. Rows that stand one after another attend
+    each for itself, so attention's output is kept twice: row by row, and put together.
     """
     size, scaled = batch.number_bytes, training.adapters is None
     norms = 2 * (shape.width * (FLOAT32 + size + size * scaled) + FLOAT32)
-    attention = 2 * (shape.query_width + shape.key_width) * size + shape.heads * FLOAT32
+    attention = (3 * shape.query_width + 2 * shape.key_width) * size + shape.heads * FLOAT32
     mlp = (4 if shape.gated else 2) * shape.mlp_width * size
     adapters = training.adapters.activations * size if training.adapters else 0
     return norms + attention + mlp + adapters

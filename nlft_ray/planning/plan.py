@@ -1,12 +1,13 @@
 """`nlft-ray plan` as a function: from a configuration to what fits and what to run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nlft_ray.config import LengthsConfig, LoraConfig, ModelConfig, PlanConfig
+from nlft_ray.core.policies import Policy
 from nlft_ray.errors import UserError
 from nlft_ray.planning.choice import ScoringChoice, Trainer, TrainingChoice, choose_scoring
 from nlft_ray.planning.devices import Devices, devices_of
@@ -53,15 +54,16 @@ class Plan:
         """Settings for `nlft-ray train --config`; None where nothing fits."""
         if self.training is None:
             return None
-        found, options = self.training.training, self.config.train.model_dump(mode="json", exclude_defaults=True)
+        found, train = self.training.training, self.config.train
+        every, options = train.model_dump(mode="json"), train.model_dump(mode="json", exclude_defaults=True)
         chosen = {
             "num_workers": found.workers,
             "zero_stage": found.zero_stage,
             "gradient_checkpointing": found.gradient_checkpointing,
             "micro_batch_size_per_worker": self.training.micro_batch_size,
         }
-        lora = {} if self.config.train.lora is None else {"lora": self.config.train.lora.model_dump(mode="json")}
-        return _yaml({"model": self._model(), "batch_size": self.config.train.batch_size, **chosen, **lora, **options})
+        always = {"batch_size": train.batch_size, "lora": every["lora"], "policy": _policy(train.policy)}
+        return _yaml({"model": self._model(), **chosen, **options, **always})
 
     def _model(self) -> dict[str, Any]:
         return self.config.model.model_dump(mode="json", exclude_defaults=True) | {"dtype": self.dtype}
@@ -121,6 +123,14 @@ def _lengths(config: PlanConfig, shape: Shape) -> LengthsConfig:
             f"{config.model.path} takes {room}. Rows that long would be rejected: give lengths that fit."
         )
     return LengthsConfig(**{name: tokens * room // longest for name, tokens in lengths.model_dump().items()})
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    """Its name, and the numbers that are not its defaults."""
+    numbers = {one.name: getattr(policy, one.name) for one in fields(policy)}
+    return {"name": policy.name} | {
+        one.name: numbers[one.name] for one in fields(policy) if numbers[one.name] != one.default
+    }
 
 
 def _write(found: Plan, folder: Path) -> None:

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nlft_ray.core import head as trained_head
 from nlft_ray.planning.memory import (
+    FEWEST_TRAINED_LOGITS,
+    SCORED_LOGITS,
+    SCORED_LOGITS_BYTES,
+    TRAINED_LOGITS_BYTES,
     Pass,
     Training,
     layer_activations,
@@ -18,6 +23,8 @@ from nlft_ray.planning.memory import (
     training_states,
 )
 from nlft_ray.planning.shape import Adapters, Shape
+from nlft_ray.stages.score import head as scored_head
+from nlft_ray.stages.train.packing import attend_by_rows, packed_inputs
 
 GB = 10**9
 SHAPE = Shape(
@@ -50,6 +57,7 @@ def saved_bytes(layers: int, dtype: torch.dtype, *, adapters: bool) -> int:
             num_key_value_heads=2,
         )
     ).to(dtype)
+    assert attend_by_rows(model)
     if adapters:
         settings = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear")
         model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[assignment]
@@ -60,8 +68,9 @@ def saved_bytes(layers: int, dtype: torch.dtype, *, adapters: bool) -> int:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
+    inputs, _ = packed_inputs([[1] * 32, [2] * 32], shared=0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=torch.ones(2, 32, dtype=torch.long), use_cache=False, logits_to_keep=1)
+        model(**inputs, use_cache=False, logits_to_keep=1)
     return sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
 
 
@@ -107,13 +116,19 @@ def test_more_work_never_needs_less(
     total = training_memory(SHAPE, batch, training).total
     assert total >= training_memory(SHAPE, batch, replace(training, micro_steps=1)).total
     assert total <= training_memory(SHAPE, replace(batch, tokens=tokens + 1), training).total
-    assert total <= training_memory(SHAPE, replace(batch, positions=tokens), training).total
+    assert total <= training_memory(SHAPE, replace(batch, responses=tokens), training).total
     assert total >= training_memory(SHAPE, batch, replace(training, workers=workers + 1)).total
-    scored = scoring_memory(SHAPE, batch, longest_response=9, stored_tokens=0).total
-    assert scored <= scoring_memory(SHAPE, replace(batch, tokens=tokens + 1), longest_response=9, stored_tokens=1).total
+    smaller = scoring_memory(SHAPE, batch, longest_response=9, stored_tokens=0, on_gpu=False)
+    larger = scoring_memory(SHAPE, replace(batch, tokens=tokens + 1), longest_response=9, stored_tokens=1, on_gpu=True)
+    assert smaller.total <= larger.total
 
 
 def test_checkpointing_pays_with_several_layers() -> None:
     deep, batch = replace(SHAPE, layers=32), Pass(4096, 64, 2)
     kept, again = (training_memory(deep, batch, replace(PLAIN, gradient_checkpointing=on)) for on in (False, True))
     assert again.activations < kept.activations / 5
+
+
+def test_the_chunks_of_logits_are_those_of_scoring_and_training() -> None:
+    assert (TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS) == (trained_head.CHUNK_BYTES, trained_head._FEWEST_ROWS)
+    assert (SCORED_LOGITS, SCORED_LOGITS_BYTES) == (scored_head._LOGITS_AT_A_TIME, scored_head._FLOAT32_BYTES)
