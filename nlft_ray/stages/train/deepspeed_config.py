@@ -30,18 +30,24 @@ _OURS = {
 """Keys that nlft-ray sets itself, and the option that takes their place."""
 
 
-def check_deepspeed_keys(extra: Mapping[str, Any]) -> None:
-    """Refuse keys that are ours.
+_NEEDS_STAGE = {"zero_optimization.offload_optimizer": 1, "zero_optimization.offload_param": 3}
+"""Keys, and the lowest ZeRO stage that heeds them."""
+
+
+def check_deepspeed_keys(extra: Mapping[str, Any], zero_stage: int) -> None:
+    """Refuse keys that are ours, and those that DeepSpeed would ignore.
 
     Raises:
-        UserError: names every such key, and the option to use instead.
+        UserError: names every such key, and what to do instead.
     """
-    taken = [key for key in _OURS if _has(extra, key)]
-    if taken:
-        raise UserError(
-            "configuration:\n"
-            + "\n".join(f"  deepspeed.{key}: nlft-ray sets this itself; use {_OURS[key]}." for key in taken)
-        )
+    problems = [f"nlft-ray sets deepspeed.{key} itself; use {_OURS[key]}." for key in _OURS if _has(extra, key)]
+    problems += [
+        f"deepspeed.{key} needs zero_stage={stage}{' or more' if stage < 3 else ''}, and it is {zero_stage}."
+        for key, stage in _NEEDS_STAGE.items()
+        if _has(extra, key) and zero_stage < stage
+    ]
+    if problems:
+        raise UserError("configuration:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def deepspeed_config(
@@ -50,10 +56,10 @@ def deepspeed_config(
     """The configuration for `deepspeed.initialize`.
 
     Raises:
-        UserError: `options.deepspeed` holds a key that is ours.
+        UserError: `options.deepspeed` holds a key that is ours, or one that needs another `zero_stage`.
     """
-    check_deepspeed_keys(options.deepspeed)
-    offloaded = "offload_optimizer" in options.deepspeed.get("zero_optimization", {})
+    check_deepspeed_keys(options.deepspeed, options.zero_stage)
+    offloaded = _has(options.deepspeed, "zero_optimization.offload_optimizer")
     bfloat16 = dtype == torch.bfloat16
     ours = {
         "train_micro_batch_size_per_gpu": micro_batch_size,

@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> StageResult:
     from nlft_ray.stages.train.checkpoints import CHECKPOINTS, newest_step
 
     scored = read_manifest(source, table="scored")
-    check_deepspeed_keys(config.deepspeed)
+    check_deepspeed_keys(config.deepspeed, config.zero_stage)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
     identity = _identity(config, scored, held_out)
     complete = begin(output, identity, overwrite=config.overwrite)

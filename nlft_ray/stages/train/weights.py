@@ -15,6 +15,7 @@ from nlft_ray.stages.train.engine import Engine
 from nlft_ray.storage import Folder
 
 WEIGHTS = "weights"
+_SHARD = "5GB"  # of a model's file: what is being written may be in memory once more
 
 
 def write_weights(engine: Engine, output: Folder, *, adapters: bool) -> None:
@@ -33,7 +34,8 @@ def _gathered(model: nn.Module, trainable_only: bool) -> dict[str, Tensor]:
     """Parameters by name, on the CPU of the first worker; empty on the others.
 
     Under ZeRO-3 each is spread over the workers. One at a time is brought together, so that no device ever needs
-    room for the model; in the other stages there is nothing to bring together.
+    room for the model; in the other stages there is nothing to bring together. All are copied: under ZeRO-1 and 2
+    they are parts of one storage, which could not be written.
     """
     import deepspeed
 
@@ -62,7 +64,7 @@ def _write_adapters(model: Any, parameters: dict[str, Tensor], folder: Path) -> 
 def _write_model(model: Any, parameters: dict[str, Tensor], folder: Path) -> None:
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
-    model.save_pretrained(folder, state_dict=parameters | buffers)
+    model.save_pretrained(folder, state_dict=parameters | buffers, max_shard_size=_SHARD)
 
 
 @contextmanager

@@ -26,6 +26,21 @@ def test_keys_that_are_ours_are_errors_that_name_the_option() -> None:
     with pytest.raises(UserError) as error:
         made(train_batch_size=8, zero_optimization={"stage": 3}, optimizer={"type": "Adam"})
     message = str(error.value)
-    assert "deepspeed.train_batch_size: nlft-ray sets this itself; use batch_size." in message
-    assert "deepspeed.zero_optimization.stage: nlft-ray sets this itself; use zero_stage." in message
-    assert "deepspeed.optimizer:" in message
+    assert "nlft-ray sets deepspeed.train_batch_size itself; use batch_size." in message
+    assert "nlft-ray sets deepspeed.zero_optimization.stage itself; use zero_stage." in message
+    assert "deepspeed.optimizer itself" in message
+
+
+@pytest.mark.parametrize(("what", "stage"), [("offload_optimizer", 0), ("offload_param", 2)])
+def test_keys_that_a_stage_does_not_heed_are_errors(what: str, stage: int) -> None:
+    extra = {"zero_optimization": {what: {"device": "cpu"}}}
+    with pytest.raises(UserError, match=rf"deepspeed\.zero_optimization\.{what} needs zero_stage=.*it is {stage}"):
+        deepspeed_config(TrainOptions(zero_stage=stage, deepspeed=extra), torch.float32, 1, 1)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradients_add_up_in_float32(stage: int) -> None:
+    config = deepspeed_config(TrainOptions(zero_stage=stage), torch.bfloat16, 1, 1)
+    assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
+    assert config["zero_optimization"]["stage"] == max(stage, 1)
+    assert deepspeed_config(TrainOptions(), torch.float32, 1, 1)["zero_optimization"]["stage"] == 0
