@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nlft_ray.config import LengthsConfig, PlanConfig, ScoreOptions
+from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.policies import Policy
 from nlft_ray.planning.devices import Devices
 from nlft_ray.planning.memory import Memory, Pass, Training, scoring_memory, training_memory
 from nlft_ray.planning.shape import Adapters, Shape
 
 _CONTEXTS = 3  # base, judge, standard: an incorrect response needs all
-_USUAL_TOKENS = {"gpu": 8192, "cpu": 1024}  # of a scoring pass, where nothing is set
 # ZeRO, section 7: stages up to 2 send as much as plain data parallelism, so stage 2 costs no time over stage 1; stage 3
 # sends half as much again. Checkpointing costs about a third of the computation.
 _BY_COST = ((0, False), (2, False), (0, True), (2, True), (3, False), (3, True))
@@ -87,7 +87,7 @@ def _token_budgets(score: ScoreOptions, devices: Devices) -> Iterator[int]:
     if score.max_tokens_per_batch is not None:
         yield score.max_tokens_per_batch
         return
-    tokens = _USUAL_TOKENS[devices.kind]
+    tokens = USUAL_MAX_TOKENS_PER_BATCH[devices.kind]
     while tokens:
         yield tokens
         tokens //= 2

@@ -100,7 +100,7 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
     rows = [row | {"instruction": instruction, "response_ids": None} for row in EXAMPLE_ROWS]
     shared, _ = score(config(path), rows)
     from_the_start: list[int] = []
-    worker = ScoreWorker(config(path))
+    worker = ScoreWorker(config(path, max_tokens_per_batch=1024))
     worker._score._model.base_model.register_forward_pre_hook(
         lambda _module, _inputs, named: from_the_start.append(named.get("past_key_values") is None), with_kwargs=True
     )

@@ -54,7 +54,7 @@ def _tree_attention(
     """(1, heads, N, dim) queries, (1, key heads, stored + N, dim) keys and values → (1, N, heads, dim)."""
     if tree_segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    attend = _in_blocks if query.device.type == "cpu" else _fused
+    attend = _in_blocks if query.device.type == "cpu" and query.dtype != torch.float32 else _fused
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = []
     for segment in tree_segments:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.stages.score.attention import takes_trees
@@ -21,8 +22,6 @@ Array = NDArray[Any]
 
 _TOP: set[Context] = {"standard"}  # the contexts whose most probable tokens are asked for
 _GEOMETRY: set[Context] = {"base"}  # and whose hidden states
-# Tokens of a batch, unless set: a CPU is as fast with a row or two at a time, whose activations stay in its cache.
-_MAX_TOKENS = {"cpu": 1024, "gpu": 8192}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, *, pad_id: int, max_tokens_per_batch: int | None, hidden_window: int):
         self._model = model
         self._pad_id = pad_id
-        self._max_tokens = max_tokens_per_batch or _MAX_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
+        kind = "cpu" if model.device.type == "cpu" else "gpu"
+        self._max_tokens = max_tokens_per_batch or USUAL_MAX_TOKENS_PER_BATCH[kind]
         self._window = hidden_window
         self._prefix_states = PrefixStates(model)
         self._response_logits = ResponseLogits(model)
