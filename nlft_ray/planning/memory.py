@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from nlft_ray.planning.shape import Adapters, Shape
 
 FLOAT32 = 4
-TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS = 2**24, 64
+TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS = {"cpu": 2**24, "cuda": 2**28}, 64
 """Training holds a chunk of float32 logits at a time: so many bytes, but logits of so many tokens at least
 (`core.head`)."""
 SCORED_LOGITS, SCORED_LOGITS_BYTES = 256, {"cpu": 2**21, "gpu": 2**28}
@@ -148,14 +148,15 @@ def _at_the_loss(shape: Shape, batch: Pass, training: Training, states: States) 
         gradients=states.gradients if training.micro_steps > 1 else 0,
         optimizer=states.optimizer,
         activations=_kept_activations(shape, batch, training),
-        logits=_logits_chunk(shape, batch) + head,
+        logits=_logits_chunk(shape, batch, training.on_gpu) + head,
         buffers=_gathered(shape, batch, training),
     )
 
 
-def _logits_chunk(shape: Shape, batch: Pass) -> int:
+def _logits_chunk(shape: Shape, batch: Pass, on_gpu: bool) -> int:
     """Logits in float32, and in the model's own type where that is another."""
-    rows = min(batch.responses, max(TRAINED_LOGITS_BYTES // (FLOAT32 * shape.vocabulary), FEWEST_TRAINED_LOGITS))
+    chunk = TRAINED_LOGITS_BYTES["cuda" if on_gpu else "cpu"]
+    rows = min(batch.responses, max(chunk // (FLOAT32 * shape.vocabulary), FEWEST_TRAINED_LOGITS))
     return rows * shape.vocabulary * (FLOAT32 + (batch.number_bytes if batch.number_bytes < FLOAT32 else 0))
 
 

@@ -126,7 +126,7 @@ def loss_of(model: Any, config: TrainConfig, batch: list[Any], keys: TokenKeys |
     return total * config.policy.loss_scale
 
 
-def check(changes: dict[str, Any], do: Callable[..., None], model: str, table: str, folder: Path) -> None:
+def check_steps(changes: dict[str, Any], do: Callable[..., None], model: str, table: str, folder: Path) -> None:
     settings: dict[str, Any] = {"batch_size": 7, "learning_rate": 1e-3, "weight_decay": 0.01}
     config = support.train_config(model, table, folder, **(settings | changes))
     do(workers.save_steps, config, STEPS, folder / "steps.pt")
@@ -153,7 +153,7 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str,
 def test_three_steps_are_those_of_the_definition(
     case: str, do: Callable[..., None], model: str, table: str, tmp_path: Path
 ) -> None:
-    check(CASES[case], do, model, table, tmp_path)  # asserts
+    check_steps(CASES[case], do, model, table, tmp_path)
 
 
 @exhaustive
@@ -162,7 +162,7 @@ def test_three_steps_are_those_of_the_definition(
 def test_all_shapes_of_a_step(
     shape: dict[str, Any], do: Callable[..., None], model: str, table: str, tmp_path: Path
 ) -> None:
-    check(shape, do, model, table, tmp_path)  # asserts
+    check_steps(shape, do, model, table, tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread", "process_group")
