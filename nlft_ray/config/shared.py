@@ -64,7 +64,7 @@ class ModelConfig(Strict):
     """Type of the weights in memory; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     quantization: dict[str, Any] | None = None
     """Load the weights quantised: transformers' settings for it, such as
-    {quant_method: bitsandbytes, load_in_4bit: true}. The method needs a package of its own; training then needs LoRA."""
+    {quant_method: bitsandbytes, load_in_4bit: true}. It needs the method's own package, and LoRA to train."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     max_length: PositiveInt | None = None
