@@ -21,6 +21,9 @@ TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS = {"cpu": 2**24, "cuda": 2**28}, 64
 (`core.head`)."""
 SCORED_LOGITS, SCORED_LOGITS_BYTES = 256, {"cpu": 2**21, "gpu": 2**28}
 """Scoring holds logits of so many tokens at a time, and so many bytes of them in float32 (`stages.score.head`)."""
+FRAGMENTS_ON_CPU = 0.7
+"""Of what comes and goes at every step, what a CPU's allocator (glibc's) holds on top: freed blocks that do not fit the
+next request. Measured, not derived (benchmarks/planning.py); on a GPU `cluster.reserve_fraction` is there for it."""
 REDUCE_BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces at a time (its `reduce_bucket_size`)."""
 
@@ -38,6 +41,8 @@ class Memory:
     logits: int = 0
     buffers: int = 0
     """Copies for communication and for the update."""
+    fragments: int = 0
+    """What the allocator holds without need."""
 
     @property
     def total(self) -> int:
@@ -85,11 +90,17 @@ def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_t
     hidden = shape.width * (batch.tokens + batch.responses) * size
     logits = shape.vocabulary * min(SCORED_LOGITS, longest_response) * size
     in_float32 = 2 * SCORED_LOGITS_BYTES["gpu" if on_gpu else "cpu"]
+    inside = _inside_a_layer(shape, batch)
+    fragments = _fragments(max(inside, hidden) + logits, on_gpu)
     return max(
-        Memory("a layer", weights, activations=_inside_a_layer(shape, batch) + cache),
-        Memory("the logits", weights, activations=hidden + cache, logits=logits + in_float32),
+        Memory("a layer", weights, activations=inside + cache, fragments=fragments),
+        Memory("the logits", weights, activations=hidden + cache, logits=logits + in_float32, fragments=fragments),
         key=lambda memory: memory.total,
     )
+
+
+def _fragments(transient: int, on_gpu: bool) -> int:
+    return 0 if on_gpu else int(FRAGMENTS_ON_CPU * transient)
 
 
 def _inside_a_layer(shape: Shape, batch: Pass) -> int:
@@ -141,23 +152,26 @@ def training_states(shape: Shape, batch: Pass, training: Training) -> States:
 def _at_the_loss(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
     """After the forward pass: all activations wait for the backward one, which begins with the LM head."""
     full = training.adapters is None
+    kept, chunks = _kept_activations(shape, batch, training), _logits_chunks(shape, batch, training.on_gpu)
     head = 2 * shape.vocabulary * shape.width * FLOAT32 if full else shape.width * batch.responses * batch.number_bytes
     return Memory(
         "the loss",
         weights=states.weights,
         gradients=states.gradients if training.micro_steps > 1 else 0,
         optimizer=states.optimizer,
-        activations=_kept_activations(shape, batch, training),
-        logits=_logits_chunk(shape, batch, training.on_gpu) + head,
+        activations=kept,
+        logits=chunks + head,
         buffers=_gathered(shape, batch, training),
+        fragments=_fragments(kept + chunks, training.on_gpu),
     )
 
 
-def _logits_chunk(shape: Shape, batch: Pass, on_gpu: bool) -> int:
-    """Logits in float32, and in the model's own type where that is another."""
+def _logits_chunks(shape: Shape, batch: Pass, on_gpu: bool) -> int:
+    """Two chunks of logits, since one is made before the one before is let go; in float32, and in the model's own type
+    where that is another."""
     chunk = TRAINED_LOGITS_BYTES["cuda" if on_gpu else "cpu"]
     rows = min(batch.responses, max(chunk // (FLOAT32 * shape.vocabulary), FEWEST_TRAINED_LOGITS))
-    return rows * shape.vocabulary * (FLOAT32 + (batch.number_bytes if batch.number_bytes < FLOAT32 else 0))
+    return 2 * rows * shape.vocabulary * (FLOAT32 + (batch.number_bytes if batch.number_bytes < FLOAT32 else 0))
 
 
 def _at_the_update(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:

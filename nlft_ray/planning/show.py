@@ -11,7 +11,7 @@ from nlft_ray.planning.devices import GIB
 from nlft_ray.planning.memory import Memory
 from nlft_ray.planning.plan import Plan
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "fragments")
 
 
 def show_plan(plan: Plan, console: Console) -> None:
