@@ -133,7 +133,7 @@ def test_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
     assert sum(losses[-3:]) < sum(losses[:3]) / 4
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("lora", [None, {"targets": ["q_proj", "up_proj"]}], ids=["full", "lora"])
 def test_the_weights_give_the_trained_logits(
@@ -162,8 +162,32 @@ def test_the_weights_give_the_trained_logits(
         assert loaded.peft_config["default"].base_model_name_or_path == model
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")]
+)
+def test_adapters_of_two_workers_are_whole(
+    zero_stage: int, dtype: str, model: str, scored: str, tmp_path: Path, two_workers: workers.Group
+) -> None:
+    def config(name: str, **changes: Any) -> TrainConfig:
+        named = {"path": model, "dtype": dtype}
+        return support.train_config(model, scored, tmp_path / name, model=named, lora={}, batch_size=3, **changes)
+
+    def logits(of: TrainConfig) -> Tensor:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        return PeftModel.from_pretrained(base, Path(of.output) / "weights").eval()(IDS).logits.float()
+
+    alone, spread = config("alone"), config("spread", zero_stage=zero_stage)
+    trained(alone)
+    two_workers.do(workers.train_in, spread, tmp_path / "checkpoints")
+    assert weights_of(spread).keys() == weights_of(alone).keys()
+    untrained = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)(IDS).logits.float()
+    learned = logits(alone) - untrained
+    assert (logits(spread) - logits(alone)).norm() < (0.01 if dtype == "float32" else 0.2) * learned.norm()
+    assert learned.norm() > 1
+
+
 def test_bfloat16_trains_alike_with_and_without_zero(model: str, scored: str, tmp_path: Path) -> None:
-    """DeepSpeed's optimizer for bfloat16 without ZeRO would otherwise begin with a step that is too short."""
+    """DeepSpeed's own optimizer for bfloat16 without ZeRO begins with a step that is too short."""
     results = [
         trained(
             support.train_config(

@@ -17,6 +17,8 @@ from nlft_ray.stages.train.loop import load_examples, train_worker
 from nlft_ray.stages.train.order import Split, order_of
 from nlft_ray.stages.train.states import gather_states, trained_parameters
 from nlft_ray.stages.train.step import Stepper
+from nlft_ray.stages.train.weights import write_weights
+from nlft_ray.storage import Folder
 from tests.stages.train import support
 
 
@@ -96,6 +98,22 @@ def train_in(config: TrainConfig, checkpoints: Path, stop_after: int | None = No
         train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after))
     except support.Stopped:
         dist.barrier()
+
+
+def measure_export(config: TrainConfig, results: Path) -> None:
+    """The bytes by which this process grows, at the most, while the weights are written."""
+    engine = build_engine(config, 1)
+    for parameter in engine.model.parameters():
+        getattr(parameter, "ds_tensor", parameter).sum()  # weights may be mapped from a file: read them now
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = _memory("VmRSS")
+    write_weights(engine, Folder(config.output), adapters=config.lora is not None)
+    (results / str(dist.get_rank())).write_text(str(_memory("VmHWM") - before))
+
+
+def _memory(what: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
 
 
 def count_kept(config: TrainConfig) -> list[int]:

@@ -1,0 +1,67 @@
+"""Shortcuts are taken where a model allows them, and whichever are taken, the log-odds are those of each row alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nlft_ray.core.logprobs import token_log_odds
+from nlft_ray.stages.train.batch import MicroBatch
+from nlft_ray.stages.train.engine import Engine, build_engine
+from nlft_ray.stages.train.loop import load_examples
+from tests.random_models import byte_tokenizer
+from tests.stages.train import support
+
+pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
+GATED = {"intermediate_size": 24, "num_key_value_heads": 1, "max_position_embeddings": 64, "head_dim": 8}
+MODELS: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
+    # model type, its shape, whether rows can be packed, whether log-odds can be asked of its head
+    "llama": ("llama", GATED, True, True),
+    "qwen3": ("qwen3", GATED, True, True),
+    "gpt2, whose own dropout is off": ("gpt2", {"n_positions": 64, "resid_pdrop": 0.5}, True, True),
+    "mistral, with a sliding window": ("mistral", GATED | {"sliding_window": 8}, False, True),
+    "cohere, which scales its logits": ("cohere", GATED | {"logit_scale": 0.25}, True, False),
+    "gemma2, which caps its logits": ("gemma2", GATED | {"final_logit_softcapping": 2.0}, False, False),
+}
+
+
+def build(folder: Path, kind: str, shape: dict[str, Any], **changes: Any) -> Engine:
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(tokenizer), eos_token_id=1, **shape)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    attention = "sdpa" if model._supports_sdpa else "eager"
+    named = {"path": str(folder), "attention": attention}
+    return build_engine(support.train_config(str(folder), "-", folder / "out", model=named, **changes), 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str, tmp_path: Path) -> None:
+    kind, shape, packs, asks_the_head = MODELS[name]
+    engine = build(tmp_path, kind, shape, lora={"targets": "all-linear"})
+    assert (engine.packed, engine.head is not None) == (packs, asks_the_head)
+    examples = list(load_examples(support.train_config(model, scored, tmp_path)))[:5]
+    found = engine.log_odds(MicroBatch.of(examples, 0, packed=engine.packed))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    wanted = []
+    for example in examples:
+        ids = torch.tensor(example.input_ids).long()
+        logits = plain(ids[None]).logits[0, example.response_start - 1 : -1]
+        wanted.append(token_log_odds(logits, ids[example.response_start :])[torch.tensor(example.weighted)])
+    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_padded_where_that_is_asked_for(model: str, tmp_path: Path) -> None:
+    assert not build_engine(support.train_config(model, "-", tmp_path, packed=False), 1).packed
+
+
+def test_a_head_with_adapters_gives_logits(model: str, tmp_path: Path) -> None:
+    engine = build_engine(support.train_config(model, "-", tmp_path, lora={"targets": ["lm_head", "q_proj"]}), 1)
+    assert engine.head is None
+    assert engine.packed
