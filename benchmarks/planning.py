@@ -1,0 +1,133 @@
+"""How well `nlft-ray plan` predicts: memory that scoring and training really took, beside what it says.
+
+    python benchmarks/planning.py --output planning.json
+
+Random Llamas of three sizes on a CPU, every measurement in processes of its own. What is measured is the growth of the
+process's resident memory from before the model is loaded to its highest (the kernel's VmHWM). Needs Linux and 8 GiB.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from planning_cases import ANSWER, JUDGMENT, PROMPT, RESPONSE, SIZES, measure, save_model, save_scored
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+# stage, dtype, settings; a training takes two optimizer steps, the second with Adam's states
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "score": ("score", "float32", {"max_tokens_per_batch": 1024}),
+    "lora": ("train", "float32", {}),
+    "full": ("train", "float32", {"lora": None}),
+    "lora, 2 × ZeRO 2": ("train", "float32", {"num_workers": 2, "zero_stage": 2}),
+    "full, 2 × ZeRO 2": ("train", "float32", {"num_workers": 2, "zero_stage": 2, "lora": None}),
+    "full, 2 × ZeRO 1": ("train", "float32", {"num_workers": 2, "zero_stage": 1, "lora": None}),
+    "full, 2 × ZeRO 3": ("train", "float32", {"num_workers": 2, "zero_stage": 3, "lora": None}),
+    "lora, checkpointed": ("train", "float32", {"gradient_checkpointing": True}),
+    "full, accumulated": ("train", "float32", {"lora": None, "micro_batch_size_per_worker": 2, "batch_size": 4}),
+    "score, bfloat16": ("score", "bfloat16", {"max_tokens_per_batch": 1024}),
+    "lora, bfloat16": ("train", "bfloat16", {}),
+    "full, bfloat16": ("train", "bfloat16", {"lora": None}),
+}
+EVERY_SIZE = list(CASES)[:5]
+_PER_WORKER = 4  # examples of an optimizer step
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    sizes = [size for size in SIZES if size != "tiny"]
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes)
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all at 60M, the first five elsewhere")
+    parser.add_argument("--output", type=Path, help="JSON file of all figures")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in given.sizes:
+            for case in given.cases or (CASES if size == "60M" else EVERY_SIZE):
+                found.append(compare(Path(folder), size, case))
+                print(f"{size} {case}: {found[-1]['ratio']:.2f}", flush=True)
+    show(found)
+    if given.output:
+        given.output.write_text(json.dumps(found, indent=1))
+
+
+def compare(folder: Path, size: str, case: str) -> dict[str, Any]:
+    stage, dtype, changes = CASES[case]
+    settings = changes if stage == "score" else training_settings(changes)
+    task = {"stage": stage, "name": case, "dtype": dtype, "config": settings}
+    task |= {"workers": settings.get("num_workers", 1), "tiny": str(prepared(folder, "tiny", dtype))}
+    task |= {"folder": str(prepared(folder, size, dtype))}
+    predicted, moment = predict(Path(task["folder"], "model"), stage, dtype, settings)
+    measured = measure(task)
+    return {
+        "size": size,
+        "case": case,
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "ratio": predicted / measured,
+        "highest_at": moment,
+    }
+
+
+def prepared(folder: Path, size: str, dtype: str) -> Path:
+    """A folder with model and scored table; made once."""
+    place = folder / f"{size}-{dtype}"
+    if not place.exists():
+        save_model(place / "model", size, dtype)
+        save_scored(place / "scored", place / "model")
+    return place
+
+
+def training_settings(changes: dict[str, Any]) -> dict[str, Any]:
+    workers = changes.get("num_workers", 1)
+    usual = {"policy": {"name": "rft"}, "epochs": 1, "max_steps": 2, "batch_size": _PER_WORKER * workers}
+    return usual | {"micro_batch_size_per_worker": _PER_WORKER} | changes
+
+
+def predict(model: Path, stage: str, dtype: str, settings: dict[str, Any]) -> tuple[int, str]:
+    from nlft_ray import plan
+    from nlft_ray.config import PlanConfig
+    from nlft_ray.planning.choice import Trainer
+
+    lengths = {"prompt_tokens": PROMPT, "response_tokens": RESPONSE}
+    lengths |= {"standard_answer_tokens": ANSWER, "judgment_tokens": JUDGMENT}
+    config = PlanConfig(
+        model={"path": str(model), "dtype": dtype},  # type: ignore[arg-type]
+        lengths=lengths,  # type: ignore[arg-type]
+        cluster={"gpus_per_node": 0},  # type: ignore[arg-type]
+        **{stage: settings},  # type: ignore[arg-type]
+    )
+    found = plan(config)
+    if stage == "score":
+        return found.scoring.memory.total, found.scoring.memory.moment
+    options = config.train
+    adapters = found.adapters if options.lora else None
+    trainer = Trainer(config, found.shape, adapters, found.devices, {"float32": 4, "bfloat16": 2}[dtype])
+    memory = trainer.of(
+        options.zero_stage,
+        options.gradient_checkpointing,
+        options.least_workers,
+        options.micro_batch_size_per_worker,
+    ).memory
+    return memory.total, memory.moment
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    table = Table("model", "what runs", box=box.SIMPLE_HEAD)
+    for heading in ("predicted, MiB", "measured, MiB", "predicted / measured", "highest at"):
+        table.add_column(heading, justify="right")
+    for row in found:
+        sizes = (f"{row[key] / 2**20:,.0f}" for key in ("predicted_bytes", "measured_bytes"))
+        table.add_row(row["size"], row["case"], *sizes, f"{row['ratio']:.2f}", row["highest_at"])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

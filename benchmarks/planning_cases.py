@@ -1,0 +1,165 @@
+"""What the planning benchmark measures: real scoring and training on random Llamas, in processes of their own."""
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PROMPT, RESPONSE, ANSWER, JUDGMENT = 64, 96, 32, 24  # tokens of every row
+ROWS = 16  # two optimizer steps of two workers
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128},
+    "15M": {"vocab_size": 32_000, "hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 1024},
+    "60M": {"vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 15, "intermediate_size": 1408},
+    "150M": {"vocab_size": 32_000, "hidden_size": 768, "num_hidden_layers": 20, "intermediate_size": 2048},
+}
+_WORDS = [first + second for first in "abcdefghij" for second in "klmnopqrst"]
+
+
+def save_model(folder: Path, size: str, dtype: str) -> None:
+    """A random Llama with grouped-query attention, and a tokenizer of one word a token."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from nlft_ray.sandbox.tokenizer import build_tokenizer, vocabulary
+
+    torch.manual_seed(0)
+    heads = max(SIZES[size]["hidden_size"] // 64, 2)
+    config = LlamaConfig(
+        **SIZES[size],
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,  # so that the whole embedding is read: what of a file is not read takes no memory
+    )
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    build_tokenizer(vocabulary([" ".join(_WORDS)]), 1024).save_pretrained(folder)
+
+
+def save_scored(folder: Path, model: Path) -> None:
+    """A scored table of correct responses, all of one length."""
+    import pyarrow as pa
+    from transformers import AutoTokenizer
+
+    from nlft_ray.manifest import Identity, Manifest, finish
+    from nlft_ray.models import tokenizer_fingerprint
+    from nlft_ray.schema import SCORED
+    from nlft_ray.shards import DATA
+    from nlft_ray.storage import Folder
+
+    row = {
+        "verdict": "correct",
+        "input_ids": [7] * (PROMPT + RESPONSE),
+        "response_start": PROMPT,
+        "logp_base": [-1.0] * RESPONSE,
+        "logp_standard": [-1.0] * RESPONSE,
+        "hidden_norm": [1.0] * RESPONSE,
+        "hidden_cos": [0.0] * RESPONSE * 8,
+    }
+    rows = [dict.fromkeys(SCORED.names) | row | {"id": f"row-{number}"} for number in range(ROWS)]
+    for number, changed in enumerate(rows):
+        changed["input_ids"] = [7 + number] * (PROMPT + RESPONSE)  # nothing that prompts could share
+    (Folder(str(folder)) / DATA).write_table("part-000000.parquet", pa.Table.from_pylist(rows, schema=SCORED))
+    tokenizer = tokenizer_fingerprint(AutoTokenizer.from_pretrained(model))
+    identity = Identity(stage="score", table="scored", software_version="bench", config={}, tokenizer=tokenizer)
+    finish(Folder(str(folder)), Manifest(identity=identity, rows_in=ROWS, rows_out=ROWS, rows_rejected=0, seconds=0))
+
+
+def measure(task: dict[str, Any]) -> int:
+    """Growth of the memory of the largest of the task's processes, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        children = [
+            subprocess.Popen(
+                [sys.executable, __file__, json.dumps(task | {"rank": rank, "meeting": f"{folder}/meeting"})],
+                env=environment | {"LOCAL_RANK": str(rank), "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(task.get("workers", 1))
+        ]
+        answers = [child.communicate() for child in children]
+    if any(child.returncode for child in children):
+        sys.exit("\n".join(error[-3000:] for _, error in answers))
+    return max(int(answer.splitlines()[-1]) for answer, _ in answers)
+
+
+def run_child(task: dict[str, Any]) -> int:
+    """Do the task on a tiny model, so that everything is imported; then on its own, and watch."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    if task["stage"] == "train":
+        meeting = f"file://{task['meeting']}"
+        dist.init_process_group("gloo", init_method=meeting, rank=task["rank"], world_size=task["workers"])
+    _do(task, task["tiny"])
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
+    _do(task, task["folder"])
+    return _status("VmHWM") - before
+
+
+def _do(task: dict[str, Any], folder: str) -> None:
+    settings = task["config"] | {"input": f"{folder}/scored", "output": f"{folder}/{task['name']}"}
+    settings["model"] = {"path": f"{folder}/model", "dtype": task["dtype"]}
+    if task["stage"] == "score":
+        _score(settings)
+    else:
+        _train(settings)
+
+
+def _score(settings: dict[str, Any]) -> None:
+    import pyarrow as pa
+
+    from nlft_ray.config import ScoreConfig
+    from nlft_ray.schema import EXAMPLES
+    from nlft_ray.stages.score.worker import ScoreWorker
+
+    templates = {"base": "{{ question }}", "plain": "{{ message }}"}
+    templates["judge"] = "{{ question }} {{ judgment }}"
+    templates["standard"] = "{{ question }} {{ standard_answer }}"
+    row = {
+        "verdict": "incorrect",
+        "response": "-",
+        "response_ids": [7] * RESPONSE,
+        "standard_answer": _text(ANSWER),
+        "judgment": _text(JUDGMENT),
+        "instruction": "",
+        "source": "benchmark",
+    }
+    rows = [row | {"id": f"row-{number}", "question": _text(PROMPT, number)} for number in range(ROWS)]
+    worker = ScoreWorker(ScoreConfig(**settings, prompts=templates))  # type: ignore[arg-type]
+    worked = worker(pa.Table.from_pylist(rows, schema=EXAMPLES), 0)
+    assert len(worked.table) == ROWS, worked.rejects
+
+
+def _text(words: int, start: int = 0) -> str:
+    return " ".join(_WORDS[(start + number) % len(_WORDS)] for number in range(words))
+
+
+def _train(settings: dict[str, Any]) -> None:
+    from nlft_ray.config import TrainConfig
+    from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
+    from nlft_ray.stages.train.loop import train_worker
+    from nlft_ray.storage import Folder
+
+    config = TrainConfig(**settings)
+    train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, keep=1))
+
+
+def _status(key: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{key}:")[2].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    print(run_child(json.loads(sys.argv[1])))
