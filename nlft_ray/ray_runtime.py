@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from nlft_ray.config import PoolConfig, WithPool
@@ -50,6 +51,9 @@ def connect(address: str | None) -> None:
 
 
 def _start(settings: dict[str, Any]) -> None:
+    """A cluster of this machine alone. Ray's listens everywhere, lest others want to join; this one, on loopback."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its processes
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
     try:
         ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
     except Exception as error:  # Ray's own type for it is Exception
