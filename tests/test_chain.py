@@ -75,18 +75,6 @@ def test_the_summary_shows_the_table_a_coloured_example_and_paths(run_dir: Path)
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_changed_setting_is_refused_by_name_and_a_later_stage_alone_is_redone(run_dir: Path) -> None:
-    nlft_ray.run(small(run_dir))
-    with pytest.raises(UserError, match=r"config\.max_new_tokens: 64 → 32"):
-        nlft_ray.run(small(run_dir, "evaluate.max_new_tokens=32"))
-    redone = nlft_ray.run(small(run_dir, "evaluate.max_new_tokens=32", "overwrite=true")).outcomes[0]
-    assert redone.train.reused
-    assert redone.export.reused
-    assert redone.evaluate is not None
-    assert not redone.evaluate.reused
-
-
-@pytest.mark.usefixtures("ray_local")
 def test_a_further_round_answers_anew_with_the_model_of_the_one_before(run_dir: Path) -> None:
     nlft_ray.run(small(run_dir))
     result = nlft_ray.run(small(run_dir, "rounds=2"))
@@ -120,6 +108,18 @@ def test_refresh_trains_each_epoch_on_scores_of_the_model_by_then(run_dir: Path)
     again = nlft_ray.run(small(run_dir, *words)).outcomes[0]
     assert again.train.reused
     assert again.training_seconds == outcome.training_seconds
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_changed_setting_is_refused_by_name_and_a_later_stage_alone_is_redone(run_dir: Path) -> None:
+    nlft_ray.run(small(run_dir))
+    with pytest.raises(UserError, match=r"config\.max_new_tokens: 64 → 32"):
+        nlft_ray.run(small(run_dir, "evaluate.max_new_tokens=32"))
+    redone = nlft_ray.run(small(run_dir, "evaluate.max_new_tokens=32", "overwrite=true")).outcomes[0]
+    assert redone.train.reused
+    assert redone.export.reused
+    assert redone.evaluate is not None
+    assert not redone.evaluate.reused
 
 
 @pytest.mark.parametrize(
