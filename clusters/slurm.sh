@@ -40,12 +40,11 @@ on_each_of() { # on_each_of NODES RAY_START_WORDS…: keeps Ray running there un
 # Slurm's warning, three minutes before the end: stop, and ask to be queued again.
 again() {
     echo "slurm.sh: out of time; job $SLURM_JOB_ID is queued again and will continue."
-    kill "${steps[@]}" 2>/dev/null || true
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
 trap again USR1
-trap 'kill "${steps[@]}" 2>/dev/null || true' EXIT
+trap 'kill "${steps[@]}" 2>/dev/null || true; wait' EXIT
 
 on_each_of "$head" --head --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1
 for ((waited = 0; waited < 120; waited += 2)); do
