@@ -50,7 +50,7 @@ def test_the_folder_is_small_and_safe() -> None:
     assert sum(files.values()) <= 6_000_000
     assert {
         "config.json", "generation_config.json", "model.safetensors",
-        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
     } == set(files)  # fmt: skip
 
 
