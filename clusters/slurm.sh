@@ -46,16 +46,26 @@ again() {
 trap again USR1
 trap 'kill "${steps[@]}" 2>/dev/null || true; wait' EXIT
 
+wait_for() { # wait_for COUNT: until so many nodes have joined
+    for ((waited = 0; waited < 180; waited += 3)); do
+        joined=$(python -c 'import ray; ray.init(logging_level="ERROR"); print(sum(node["Alive"] for node in ray.nodes()))' \
+            2>/dev/null) || joined=0
+        ((joined >= $1)) && return
+        sleep 3
+    done
+    echo "slurm.sh: only ${joined:-0} of $1 Ray nodes came up within 3 minutes; their messages are above." >&2
+    exit 1
+}
+
+export RAY_ADDRESS="$address:$port"
 on_each_of "$head" --head --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1
-for ((waited = 0; waited < 120; waited += 2)); do
-    ray health-check --address="$address:$port" >/dev/null 2>&1 && break
-    sleep 2
-done
+wait_for 1
 if ((${#nodes[@]} > 1)); then
     others=$(IFS=,; echo "${nodes[*]:1}")
-    on_each_of "$others" --address="$address:$port"
+    on_each_of "$others" --address="$RAY_ADDRESS"
+    wait_for "${#nodes[@]}" # a stage makes as many workers as there is room for when it starts
 fi
 
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" env RAY_ADDRESS="$address:$port" nlft-ray "$@" &
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" nlft-ray "$@" &
 steps+=($!)
 wait "${steps[-1]}" # in the background, so that Slurm's warning is heard at once; its exit code is the job's

@@ -60,7 +60,7 @@ def submit(tmp_path: Path, ray_folder: Path, nodes: str, *words: str) -> subproc
         "VENV": str(Path(sys.executable).parents[1]),
         "RAY_TMPDIR": str(ray_folder),
         "RAY_AUTH_TOKEN": "a-token-of-the-test",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # others may join; a local cluster of these tests has switched it off
         "SLURM_JOB_ID": str(random.randrange(10_000)),
         "SLURM_JOB_NODELIST": nodes,
         "SLURM_CPUS_PER_TASK": "1",
@@ -79,6 +79,7 @@ def test_a_slurm_job_runs_its_command_on_all_its_nodes(tmp_path: Path, ray_folde
     words += ["pool.rows_per_shard=4", "pool.min_workers=2", "pool.max_workers=2"]  # a CPU each: two nodes are needed
     finished = submit(tmp_path, ray_folder, "n1,n2", "score", *words)
     assert finished.returncode == 0, finished.stdout
+    assert finished.stdout.count("Ray runtime started.") == 2
     assert set(read_table(tmp_path / "scored")) == {row["id"] for row in rows}
     assert processes_of(ray_folder) == [], "nothing stays behind"
 
