@@ -37,14 +37,14 @@ def main() -> None:
     if given.child:
         way, folder, part = given.child
         return work(way, Path(folder), part, given.dtype)
-    from scoring import describe_machine
+    from measuring import describe_machine, need_data
+
+    need_data(given.data)
 
     with tempfile.TemporaryDirectory(prefix="actors-") as folder:
         prepare(given, Path(folder))
         seconds = {way: timed(given, way, folder) for way in NAMES}
-    import torch
-
-    machine = describe_machine(torch)
+    machine = describe_machine()
     print(f"{machine}; one thread each; a random Llama of {given.shape} parameters, {given.dtype}; {given.rows} rows")
     for way, name in NAMES.items():
         print(f"{name:<11}{seconds[way]:8.1f} s {given.rows / seconds[way]:7.2f} examples/s")

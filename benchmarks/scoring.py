@@ -11,15 +11,15 @@ example_model_solutions.jsonl.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from measuring import describe_machine, need_data
+
 NAMES = {"ours": "nlft-ray", "harness": "lm-evaluation-harness", "released": "released pattern"}
-FILES = ("train.jsonl", "example_model_solutions.jsonl")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of a row's mean log-probability
 
 
@@ -44,15 +44,13 @@ def main() -> None:
     given = arguments()
     if given.child:
         return run_child(json.loads(given.child))
-    missing = [name for name in FILES if not (given.data / name).is_file()]
-    if missing:
-        sys.exit(f"--data {given.data}: no {' and no '.join(missing)}. Name the folder that holds GSM8K's files.")
+    need_data(given.data)
     import torch
 
     gpu = torch.cuda.is_available()
     shape = given.shape or ("8B" if gpu else "60M")
     dtypes = given.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"])
-    machine = describe_machine(torch)
+    machine = describe_machine()
     print(f"{machine}; {given.threads} threads; a random Llama of {shape} parameters; {given.rows} rows\n")
     tables = []
     for dtype in dtypes:
@@ -63,15 +61,6 @@ def main() -> None:
             show(tables[-1])
     if given.output:
         given.output.write_text(json.dumps({"machine": machine, "threads": given.threads, "tables": tables}, indent=1))
-
-
-def describe_machine(torch: Any) -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:

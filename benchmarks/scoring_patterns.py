@@ -15,6 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from measuring import matmul_rate, peak, reset_peak, synchronise
+from released_pattern import grow, released_facts
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.models import load_model, load_tokenizer
@@ -43,16 +45,16 @@ def _measured(work: Callable[[], Iterable[float]], warm_up: Callable[[], object]
     """Run after a warm-up, with memory counted from the state in which the model stands loaded."""
     for parameter in model.parameters():
         parameter.sum()  # weights may be mapped from the file: read them, so that they do not count as work
-    start = _reset_peak()
+    start = reset_peak()
     warm_up()
-    _synchronise()
+    synchronise()
     began, cpu_began = time.perf_counter(), time.process_time()
     base_logp = list(work())
-    _synchronise()
+    synchronise()
     return {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu_began,
-        "peak_bytes": _peak() - start,
+        "peak_bytes": peak() - start,
         "base_logp": base_logp,
     }
 
@@ -74,7 +76,7 @@ def _ours(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, An
     measure = _measured(work, lambda: worker(few, seed=0), model)
     assert worked is not None
     measure["tokens"] = worked.tokens
-    return measure | count | _sizes(model) | {"matmul_flops": _matmul_rate(model.dtype, model.device)}
+    return measure | count | _sizes(model) | {"matmul_flops": matmul_rate(model.dtype, model.device)}
 
 
 def _harness(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
@@ -128,44 +130,9 @@ def _released(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str
 
 def _released_example(model: Any, row: ScoringRow) -> float:
     """Score an example; returns the mean log-probability of its response in the base context."""
-    contexts = ("base", "judge" if "judge" in row.prompts else "base", "standard")
-    sequences = [row.prompts[context] + row.response_ids for context in contexts]
-    longest = max(map(len, sequences))
-    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=model.device)
-    mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
-    output = model(input_ids=ids, attention_mask=mask.to(model.device), output_hidden_states=True)
-    probabilities = output.logits.float().softmax(dim=-1)
-    n = len(row.response_ids)
-    targets = torch.tensor(row.response_ids, device=model.device)[:, None]
-    p_base, p_judge, p_standard = (
-        probabilities[index, len(sequence) - n - 1 : len(sequence) - 1].gather(1, targets)[:, 0]
-        for index, sequence in enumerate(sequences)
-    )
-    start = len(sequences[0]) - n - 1
-    hidden = output.hidden_states[-1][0, start : start + n]
-    if "judge" in row.prompts:
-        salient = (p_judge / p_base > 1.5) & (p_judge / p_standard > 1.5) & (p_judge > 0.01)
-    else:
-        salient = p_standard > 0.95
-    salient[::16] = True  # random weights find hardly any; 6 % is what a response may have
-    _grow(hidden, salient.nonzero()[:, 0].tolist())
-    return float(p_base.log().mean())
-
-
-def _grow(hidden: torch.Tensor, salient: list[int]) -> set[int]:
-    """Neighbours of the salient tokens, left and then right, taken in one by one while their distance to the moving
-    centre is above 0.4 (a similarity was meant)."""
-    near = set()
-    for token in salient:
-        centre = hidden[token]
-        for step in (-1, 1):
-            at = token + step
-            while 0 <= at < len(hidden):
-                if 1 - torch.nn.functional.cosine_similarity(centre, hidden[at], dim=0).item() <= 0.4:
-                    break
-                near.add(at)
-                centre, at = (centre + hidden[at]) / 2, at + step
-    return near - set(salient)
+    facts = released_facts(model, row)
+    grow(facts.hidden, facts.salient.nonzero()[:, 0].tolist())
+    return float(facts.p_base.log().mean())
 
 
 PATTERNS: dict[str, Callable[[ScoreConfig, list[dict[str, Any]], dict[str, Any]], Measure]] = {
@@ -220,41 +187,3 @@ def _sizes(model: Any) -> dict[str, int]:
     embeddings = model.get_input_embeddings().weight.numel()
     body = sum(parameter.numel() for parameter in model.parameters()) - head - embeddings
     return {"body_parameters": body, "head_parameters": head}
-
-
-def _matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a product of 2048 × 2048 matrices: the best of several, which is what undisturbed work would reach."""
-    left, right = (torch.randn(2048, 2048, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(12):
-        _synchronise()
-        began = time.perf_counter()
-        left @ right
-        _synchronise()
-        best = min(best, time.perf_counter() - began)
-    return 2 * 2048**3 / best
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _reset_peak() -> int:
-    """Begin to count the peak anew; returns the memory in use now, of the GPU where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # the process's high-water mark: loading a model may leave a high one
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024

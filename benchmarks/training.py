@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scoring import FILES, describe_machine
+from measuring import describe_machine, need_data
 
 NAMES = {
     "ours": "nlft-ray, 1 worker, ZeRO 0",
@@ -53,13 +53,11 @@ def main() -> None:
     given = arguments()
     if given.child:
         return run_child(json.loads(given.child))
-    missing = [name for name in FILES if not (given.data / name).is_file()]
-    if missing:
-        sys.exit(f"--data {given.data}: no {' and no '.join(missing)}. Name the folder that holds GSM8K's files.")
+    need_data(given.data)
     import torch
 
     shape = given.shape or ("8B" if torch.cuda.is_available() else "60M")
-    machine = describe_machine(torch)
+    machine = describe_machine()
     print(
         f"{machine}; {given.threads} threads; a random Llama of {shape} parameters, LoRA of rank 16; "
         f"{given.steps} steps of {given.batch_size} examples after {given.warm_up_steps} that do not count\n"

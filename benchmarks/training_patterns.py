@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scoring_patterns import _grow as grow
-from scoring_patterns import _peak as peak
-from scoring_patterns import _reset_peak as reset_peak
+from measuring import peak, reset_peak
+from released_pattern import grow, released_facts
 
 from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
@@ -329,28 +328,10 @@ def _released(task: dict[str, Any]) -> Measure:
 
 
 def _released_loss(model: Any, row: ScoringRow) -> torch.Tensor:
-    wrong = "judge" in row.prompts
-    contexts = ("base", "judge" if wrong else "base", "standard")
-    sequences = [row.prompts[context] + row.response_ids for context in contexts]
-    longest = max(map(len, sequences))
-    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
-    mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
-    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), output_hidden_states=True)
-    probabilities = output.logits.float().softmax(dim=-1)
-    n = len(row.response_ids)
-    targets = torch.tensor(row.response_ids, device=model.device)[:, None]
-    p_base, p_judge, p_standard = (
-        probabilities[index, len(sequence) - n - 1 : len(sequence) - 1].gather(1, targets)[:, 0]
-        for index, sequence in enumerate(sequences)
-    )
-    start = len(sequences[0]) - n - 1
-    hidden = output.hidden_states[-1][0, start : start + n].detach()
-    losing = (p_judge / p_base > 1.5) & (p_judge / p_standard > 1.5) & (p_judge > 0.01)
-    salient = losing if wrong else p_standard > 0.95
-    salient[::16] = True  # random weights find hardly any; 6 % is what a response may have
-    near = torch.zeros(n, dtype=torch.bool)
+    p_base, p_judge, p_standard, hidden, salient = released_facts(model, row)
+    near = torch.zeros(len(salient), dtype=torch.bool)
     near[list(grow(hidden, salient.nonzero()[:, 0].tolist()))] = True
-    if wrong:
+    if "judge" in row.prompts:
         lowered = -2 * torch.sigmoid((p_judge / p_base).detach() - 1.5) * torch.log(1 - p_base)
         terms = torch.where(salient, lowered, torch.where(near, 0.0, -p_standard.detach().sqrt() * p_base.log()))
     else:

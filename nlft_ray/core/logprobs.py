@@ -1,9 +1,8 @@
-"""Log-probabilities of chosen tokens from logits, in chunks, in float32, with an exact and frugal gradient.
+"""Log-odds of chosen tokens from logits, in chunks, in float32, with an exact and frugal gradient.
 
-All follow from one number, the log-odds of the chosen token: o = z[target] - logsumexp(the other z), which is
-log(p/(1 - p)). Then log p = logsigmoid(o) and log(1 - p) = logsigmoid(-o). Both stay exact as p -> 0 and as
-p -> 1, where 1 - p computed from a float32 p would be 0; and the gradient of o, onehot(target) minus the
-softmax of the others, is bounded.
+The log-odds o = z[target] - logsumexp(the other z) are log(p/(1 - p)). From them follow log p = logsigmoid(o) and
+log(1 - p) = logsigmoid(-o). Both stay exact as p -> 0 and as p -> 1, where 1 - p computed from a float32 p would be 0;
+and the gradient of o, onehot(target) minus the softmax of the others, is bounded.
 """
 
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
 
 CHUNK_SIZE = 512
 """Rows of logits held in float32 at a time: 256 MiB for a vocabulary of 128 Ki tokens."""
@@ -60,20 +58,3 @@ def token_log_odds(logits: Tensor, targets: Tensor, chunk_size: int = CHUNK_SIZE
         (N,) float32, or float64 for float64 logits.
     """
     return _LogOdds.apply(logits, targets, chunk_size)
-
-
-def token_logprobs(logits: Tensor, targets: Tensor, chunk_size: int = CHUNK_SIZE) -> Tensor:
-    """(N,) log p of each target, differentiable. Arguments and types as in `token_log_odds`."""
-    return logsigmoid(token_log_odds(logits, targets, chunk_size))
-
-
-def token_log_one_minus_p(logits: Tensor, targets: Tensor, chunk_size: int = CHUNK_SIZE) -> Tensor:
-    """(N,) log(1 - p) of each target, differentiable. Arguments and types as in `token_log_odds`."""
-    return logsigmoid(-token_log_odds(logits, targets, chunk_size))
-
-
-@torch.no_grad()
-def top_tokens(logits: Tensor, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
-    """The most probable token of each row of (N, V) logits: ids (N,) int32 and log p (N,) float32."""
-    ids = logits.argmax(dim=-1)
-    return ids.to(torch.int32), token_logprobs(logits, ids, chunk_size).float()

@@ -73,8 +73,10 @@ def plan(config: PlanConfig) -> Plan:
     """Work out what scoring and training need, and which settings fit; write them where `output` says.
 
     Raises:
-        UserError: the model's configuration cannot be read, or the lengths are beyond it.
+        UserError: the model's configuration cannot be read, it is to be quantised, or the lengths are beyond it.
     """
+    if config.model.quantization is not None:
+        raise UserError("model.quantization: the memory of quantised weights is not worked out. Plan without it.")
     shape, devices = read_shape(config.model), devices_of(config.cluster)
     config = config.model_copy(update={"lengths": _lengths(config, shape)})
     adapters = read_adapters(config.model, config.train.lora or LoraConfig())

@@ -3,14 +3,23 @@ import math
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import logsigmoid
 
-from nlft_ray.core.logprobs import token_log_odds, token_log_one_minus_p, token_logprobs, top_tokens
+from nlft_ray.core.logprobs import token_log_odds
 
 
 def random_logits(n=7, vocabulary=11, scale=4.0, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = (scale * torch.randn(n, vocabulary, generator=generator, dtype=torch.float64)).to(dtype)
     return logits, torch.randint(vocabulary, (n,), generator=generator)
+
+
+def token_logprobs(*arguments, **named):
+    return logsigmoid(token_log_odds(*arguments, **named))
+
+
+def token_log_one_minus_p(*arguments, **named):
+    return logsigmoid(-token_log_odds(*arguments, **named))
 
 
 def plain_logprobs(logits, targets):
@@ -105,18 +114,6 @@ def test_no_float32_copy_of_all_logits_is_kept_for_backward():
         token_logprobs(logits, targets, chunk_size=8).sum()
     large = [tensor for tensor in saved if tensor.numel() >= logits.numel()]
     assert [tensor.data_ptr() for tensor in large] == [logits.data_ptr()]
-
-
-def test_top_tokens():
-    logits, _ = random_logits(n=9, dtype=torch.bfloat16)
-    logits.requires_grad_()
-    ids, logp = top_tokens(logits, chunk_size=4)
-    expected_logp, expected_ids = logits.detach().double().log_softmax(-1).max(-1)
-    assert ids.dtype == torch.int32
-    assert logp.dtype == torch.float32
-    assert not logp.requires_grad
-    assert ids.tolist() == expected_ids.tolist()
-    torch.testing.assert_close(logp.double(), expected_logp, rtol=1e-5, atol=1e-6)
 
 
 def test_no_rows_give_no_values():

@@ -16,7 +16,6 @@ from nlft_ray.prompts import prompt_ids
 from nlft_ray.schema import EXAMPLES, SCORED
 from nlft_ray.scored import facts_of
 from nlft_ray.stages.score.passes import fill, pack
-from nlft_ray.stages.score.prefix import common_prefix
 from nlft_ray.stages.score.worker import ScoreWorker
 from tests.random_models import ARCHITECTURES, save_random_model
 from tests.tables import example, read_rejects, read_table, write_table
@@ -110,7 +109,7 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
     assert len(from_the_start) == 1 + 3, "and the rows, in three batches of up to 1024 tokens"
     monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
     padded, _ = score(config(path), rows)
-    monkeypatch.setattr("nlft_ray.stages.score.scorer.common_prefix", lambda prompts: [])
+    monkeypatch.setattr("nlft_ray.stages.score.scorer._common_prefix", lambda prompts: [])
     plain, _ = score(config(path), rows)
     for id, row in plain.items():
         for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
@@ -119,15 +118,6 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
                     assert found[id][column] is None
                 else:
                     np.testing.assert_allclose(found[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
-
-
-def test_the_common_prefix_leaves_every_prompt_its_last_token() -> None:
-    long = list(range(40))
-    assert common_prefix([long, long]) == long[:-1]
-    assert common_prefix([long, [*long[:20], 99, 98]]) == long[:20]
-    assert common_prefix([long, long[:21]]) == long[:20]
-    assert common_prefix([long[:10], long[:10]]) == [], "too short to be worth it"
-    assert common_prefix([]) == []
 
 
 def test_passes_are_counted(random_llama: str) -> None:

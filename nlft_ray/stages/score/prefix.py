@@ -11,18 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-_SHORTEST_WORTH_IT = 16  # tokens: below this, reading the stored states costs as much as computing them
 _KEPT = 4  # prefixes at once: one for each context, and one more
-
-
-def common_prefix(prompts: Sequence[list[int]]) -> list[int]:
-    """The tokens that all prompts begin with, short of every prompt's last: that one predicts the response's first."""
-    if not prompts:
-        return []
-    lowest, highest = min(prompts), max(prompts)  # in dictionary order: what these two share, all share
-    longest = min(map(len, prompts)) - 1
-    length = next((at for at in range(longest) if lowest[at] != highest[at]), longest)
-    return list(lowest[:length]) if length >= _SHORTEST_WORTH_IT else []
 
 
 class PrefixStates:

@@ -12,10 +12,11 @@ from transformers.cache_utils import Cache
 from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
+from nlft_ray.core.prefix import common_prefix_length
 from nlft_ray.stages.score.attention import takes_trees
 from nlft_ray.stages.score.head import ResponseLogits, token_facts
 from nlft_ray.stages.score.passes import Context, ScoringRow, fill, pack
-from nlft_ray.stages.score.prefix import PrefixStates, common_prefix
+from nlft_ray.stages.score.prefix import PrefixStates
 from nlft_ray.stages.score.trees import Forest, Tree
 
 Array = NDArray[Any]
@@ -73,7 +74,7 @@ class Scorer:
         return found
 
     def _score_trees(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
-        trunks = [common_prefix(list(row.prompts.values())) for row in rows]
+        trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
         states, stored = self._stored(trunks)
         trees = [
             Tree(trunk[stored:], [(prompt[len(trunk) :], row.response_ids) for prompt in row.prompts.values()])
@@ -96,7 +97,7 @@ class Scorer:
 
     def _stored(self, prompts: list[list[int]]) -> tuple[Cache | None, int]:
         """States of what all prompts begin with, and how many tokens that is."""
-        prefix = common_prefix(prompts)
+        prefix = _common_prefix(prompts)
         states = self._prefix_states(prefix)
         return states, 0 if states is None else len(prefix)
 
@@ -117,6 +118,10 @@ class Scorer:
                 facts["hidden_norm"], facts["hidden_cos"] = hidden_geometry(hidden, self._window)
             found.append(PassFacts(**{name: values.cpu().numpy() for name, values in facts.items()}))
         return found
+
+
+def _common_prefix(prompts: list[list[int]]) -> list[int]:
+    return prompts[0][: common_prefix_length(prompts)] if prompts else []
 
 
 def _forest_pass(rows: Sequence[ScoringRow], trees: Sequence[Tree], stored: int) -> Pass:

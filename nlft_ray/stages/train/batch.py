@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlft_ray.core.prefix import common_prefix_length
 from nlft_ray.stages.train.examples import Example
-from nlft_ray.stages.train.packing import Segment, packed_inputs, shared_beginning
+from nlft_ray.stages.train.packing import Segment, packed_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class MicroBatch:
         ]
         if packed:
             prompts = [example.input_ids[: example.response_start].tolist() for example in examples]
-            inputs, starts = packed_inputs(rows, shared_beginning(prompts))
+            inputs, starts = packed_inputs(rows, common_prefix_length(prompts) if len(rows) > 1 else 0)
         else:
             inputs = _padded_inputs(rows, pad_id)
             starts = [row * inputs["input_ids"].shape[1] for row in range(len(rows))]

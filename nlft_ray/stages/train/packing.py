@@ -16,7 +16,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _ATTENTION = "nlft_ray_packed"  # its name among transformers' attention implementations
-_SHORTEST_SHARED = 16  # tokens: what is shorter is not worth two parts of attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +30,6 @@ class Segment:
 
     def to(self, device: torch.device) -> "Segment":
         return replace(self, mask=self.mask.to(device)) if self.mask is not None else self
-
-
-def shared_beginning(prompts: Sequence[list[int]]) -> int:
-    """Number of tokens that all prompts begin with, short of each one's last, which predicts; 0 where too few."""
-    if len(prompts) < 2:
-        return 0
-    lowest, highest = min(prompts), max(prompts)  # in dictionary order: what these two share, all share
-    longest = min(map(len, prompts)) - 1
-    length = next((at for at in range(longest) if lowest[at] != highest[at]), longest)
-    return length if length >= _SHORTEST_SHARED else 0
 
 
 def packed_inputs(rows: Sequence[Sequence[int]], shared: int) -> tuple[dict[str, Any], list[int]]:
