@@ -29,6 +29,7 @@ from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
 from nlft_ray.models import load_model, load_tokenizer
 from nlft_ray.schema import EXAMPLES
+from nlft_ray.segments import attend_by_segments
 from nlft_ray.settings import validate
 from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
 from nlft_ray.stages.train.batch import MicroBatch
@@ -36,7 +37,6 @@ from nlft_ray.stages.train.head import LogOddsHead
 from nlft_ray.stages.train.loop import load_examples
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
-from nlft_ray.stages.train.packing import attend_by_rows
 from nlft_ray.storage import Folder
 
 Measure = dict[str, Any]
@@ -184,7 +184,7 @@ def _plain(task: dict[str, Any]) -> Measure:
     config = _config(task)
     examples = list(load_examples(config))
     model = _with_adapters(config)
-    assert attend_by_rows(model.get_base_model())
+    assert attend_by_segments(model.get_base_model())
     head = LogOddsHead.replace(model)
     assert head is not None
     order = order_of(config, len(examples))

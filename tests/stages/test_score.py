@@ -200,6 +200,8 @@ def test_contexts_run_as_a_tree_where_the_model_takes_it(
     monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
     padded = worker()(full, 0)
     assert in_trees < 0.85 * sum(runs), "the questions run once"
+    assert "padded_passes" not in trees.counts
+    assert padded.counts["padded_passes"] == padded.counts["forward_passes"]
     for with_trees, plain in zip(trees.table.to_pylist(), padded.table.to_pylist(), strict=True):
         for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
             if plain[column] is not None:

@@ -38,7 +38,7 @@ from nlft_ray.stages.train.examples import Weighing
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
 from nlft_ray.stages.train.placement import largest_share, places
-from nlft_ray.stages.train.watch import Watch, note_failure
+from nlft_ray.stages.train.watch import Watch, add_note
 from nlft_ray.storage import Folder
 
 _ray_train: Any = ray.train  # the annotations are those of Ray Train's first version, what runs is the second
@@ -282,4 +282,4 @@ class _Failures(ray.train.UserCallback):
         rank, error = next(iter(worker_exceptions.items()))
         error_text = " ".join(str(error).split())[:200]
         what = f"lost worker {lost[0]}" if lost else f"worker {rank} failed: {error_text}"
-        note_failure(self._output, f"{what}; going on from the newest checkpoint where max_failures allows it")
+        add_note(self._output, f"{what}; going on from the newest checkpoint where max_failures allows it")
