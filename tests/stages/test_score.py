@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import nlft_ray
 from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
@@ -118,6 +119,26 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
                     assert found[id][column] is None
                 else:
                     np.testing.assert_allclose(found[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
+
+
+def test_a_model_in_parts_scores_the_same(random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over several GPUs, but for where the parts are: accelerate brings states and weights of each together."""
+    whole, _ = score(config(random_llama), EXAMPLE_ROWS)
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu", "model.norm": "disk"}
+    places |= {"model.layers.0": "disk", "model.layers.1": "cpu"}
+
+    def load_in_parts(model: ModelConfig, *, spread: bool) -> Any:
+        assert spread
+        return AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, device_map=places, offload_folder=tmp_path
+        ).eval()
+
+    monkeypatch.setattr("nlft_ray.stages.score.worker.load_model", load_in_parts)
+    in_parts, _ = score(config(random_llama), EXAMPLE_ROWS)
+    for id, row in whole.items():
+        for column in ("logp_base", "logp_judge", "logp_standard", "hidden_norm", "hidden_cos"):
+            if row[column] is not None:
+                np.testing.assert_allclose(in_parts[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
 
 
 def test_passes_are_counted(random_llama: str) -> None:
