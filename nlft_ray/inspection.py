@@ -183,8 +183,7 @@ def _show_one(
         raise UserError(
             f"--id {row_id}: " + (f"rejected: {reject['reason']}" if reject else f"no such id in {folder}.")
         )
-    beside = folder.uri.rstrip("/").rpartition("/")[0]
-    source = Folder(examples or (f"{beside}/examples" if beside else "examples"))
+    source = Folder(examples) if examples else folder.parent / "examples"
     read_manifest(source, table="examples")
     example = find_row(source / DATA, row_id)
     if example is None:

@@ -1,6 +1,7 @@
 """Load a causal language model and its tokenizer, any architecture that transformers knows, and fingerprint them."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
+from nlft_ray.model_copies import local_copy
+from nlft_ray.storage import Folder, side_by_side
 
-_WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
+_WEIGHTS = "*.safetensors"
+_WANTED_FILES = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 65_536
 
 
@@ -30,20 +34,25 @@ def dtype_of(config: ModelConfig) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
-def model_folder(config: ModelConfig) -> Path:
-    """The model's folder on this machine; a hub name is downloaded into the hub's cache first.
+def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
+    """The model's folder on this machine; a hub name is downloaded into the hub's cache first, a URI beside it.
+
+    Without `weights`, a folder of a store is copied without them, for those who only need the tokenizer.
 
     Raises:
         UserError: there is no such model, it has no tokenizer, or its weights are pickled.
     """
     if config.path == "sandbox":
         return sandbox.MODEL_FOLDER
-    folder = Path(config.path).expanduser()
-    if not folder.is_dir():
-        folder = _download(config)
+    if "://" in config.path:
+        folder = local_copy(Folder(config.path), [name for name in _WANTED_FILES if weights or name != _WEIGHTS])
+    else:
+        folder = Path(config.path).expanduser()
+        if not folder.is_dir():
+            folder = _download(config)
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
-    if not list(folder.glob("*.safetensors")):
+    if weights and not list(folder.glob(_WEIGHTS)):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
         what = "only pickled weights, which can run code when loaded" if pickled else "no weights"
         raise UserError(f"model.path: {config.path} has {what}; save it with save_pretrained (safetensors).")
@@ -69,7 +78,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: it cannot be loaded, or has no end-of-sequence token and none was named.
     """
-    folder = model_folder(config)
+    folder = model_folder(config, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -134,7 +143,7 @@ def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
 
 def max_length(config: ModelConfig) -> int:
     """Most tokens of prompt and response together: the setting, else the model's own limit."""
-    loaded = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
+    loaded = AutoConfig.from_pretrained(model_folder(config, weights=False), trust_remote_code=config.trust_remote_code)
     own = getattr(loaded.get_text_config(), "max_position_embeddings", None)
     if config.max_length and own and config.max_length > own:
         raise UserError(f"model.max_length: {config.max_length} is above the {own} positions that {config.path} has.")
@@ -143,17 +152,22 @@ def max_length(config: ModelConfig) -> int:
 
 def model_fingerprint(config: ModelConfig) -> str:
     """Short hash of configuration and weights. Of large files, 64 blocks spread evenly, so that it takes a second."""
+    folder = Folder(config.path if "://" in config.path else str(model_folder(config)))
+    if not folder.has("config.json"):
+        raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
+    names = ["config.json", *folder.files(_WEIGHTS.removeprefix("*"))]
     digest = hashlib.sha256()
-    folder = model_folder(config)
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        step = max(size // _SAMPLED_BLOCKS, _BLOCK_BYTES)
-        with path.open("rb") as stream:
-            for start in range(0, size, step):
-                stream.seek(start)
-                digest.update(stream.read(_BLOCK_BYTES))
+    for blocks in side_by_side(lambda name: list(_looked_at(folder, name)), names):
+        for block in blocks:
+            digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _looked_at(folder: Folder, name: str) -> Iterator[bytes]:
+    """What tells a file from others: of a large one in a store, only these blocks are fetched."""
+    size = folder.size(name)
+    yield f"{name}:{size}".encode()
+    yield from folder.read_blocks(name, range(0, size, max(size // _SAMPLED_BLOCKS, _BLOCK_BYTES)), _BLOCK_BYTES)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -121,10 +121,18 @@ def _help_text(key: str, field: dict[str, Any], node: dict[str, Any], models: li
 def _read_file(file: str | None) -> Any:
     if file is None:
         return OmegaConf.create({})
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"--config: no file {file}")
-    loaded = OmegaConf.load(path)
+    if "://" in file:
+        from nlft_ray.storage import Folder  # slow to load, and a file of this machine does without
+
+        at = Folder(file)
+        if not at.is_file():
+            raise UserError(f"--config: no file {file}")
+        loaded = OmegaConf.create(at.parent.read_text(at.name))
+    else:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise UserError(f"--config: no file {file}")
+        loaded = OmegaConf.load(path)
     if not OmegaConf.is_dict(loaded):
         raise UserError(f"--config: {file} must hold keys and values")
     return loaded

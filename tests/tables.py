@@ -13,7 +13,11 @@ from nlft_ray.storage import Folder
 
 
 def write_table(
-    path: Path, table: str, rows: Sequence[dict[str, Any]], rows_per_file: int = 1000, tokenizer: str | None = None
+    path: Path | str,
+    table: str,
+    rows: Sequence[dict[str, Any]],
+    rows_per_file: int = 1000,
+    tokenizer: str | None = None,
 ) -> str:
     """A complete folder of `table`; columns that a row lacks are null. Returns its path."""
     folder, schema = Folder(str(path)), TABLES[table]

@@ -1,6 +1,7 @@
 """What several stages share: the model, the prompts, the pool of actors."""
 
 import os
+import re
 from typing import Annotated, Any, Literal
 
 import jinja2
@@ -18,9 +19,11 @@ from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+_SECRET_OPTION = re.compile(r"(?i)(^|&)[^=&]*(secret|password|token|key|signature|sig)=")
+
 
 def without_credentials(address: str) -> str:
-    """Refuses `scheme://user:password@host`: addresses are written into manifests and logs.
+    """Refuses `scheme://user:password@host` and `?client_secret=…`: addresses are written into manifests and logs.
 
     Raises:
         PydanticCustomError: of the type "secret", whose value must not be repeated.
@@ -28,6 +31,10 @@ def without_credentials(address: str) -> str:
     user, at, _ = address.partition("://")[2].partition("/")[0].rpartition("@")
     if at and ":" in user:
         raise PydanticCustomError("secret", "it holds a user and a password: give those in the environment")
+    if "://" in address and _SECRET_OPTION.search(address.partition("?")[2]):
+        raise PydanticCustomError(
+            "secret", "it holds a key or a token after the question mark: give it in the environment"
+        )
     return address
 
 

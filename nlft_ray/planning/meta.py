@@ -9,7 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nlft_ray import sandbox
 from nlft_ray.config import LoraConfig, ModelConfig
 from nlft_ray.errors import UserError
+from nlft_ray.model_copies import local_copy
 from nlft_ray.planning.shape import Adapters, Shape
+from nlft_ray.storage import Folder
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -69,7 +71,7 @@ def meta_model(config: ModelConfig) -> nn.Module:
     Raises:
         UserError: as `read_shape`.
     """
-    path = str(sandbox.MODEL_FOLDER) if config.path == "sandbox" else config.path
+    path = _path(config)
     try:
         settings = AutoConfig.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -83,6 +85,13 @@ def meta_model(config: ModelConfig) -> nn.Module:
             f"model.path: {config.path} has no configuration that can be planned for: {reason} "
             "Name a folder with a config.json, or a model on the hub."
         ) from error
+
+
+def _path(config: ModelConfig) -> str:
+    """What transformers knows the model by."""
+    if config.path == "sandbox":
+        return str(sandbox.MODEL_FOLDER)
+    return str(local_copy(Folder(config.path), ["*.json", "*.py"])) if "://" in config.path else config.path
 
 
 def _check_dense(path: str, text: Any) -> None:

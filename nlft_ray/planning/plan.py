@@ -1,7 +1,6 @@
 """`nlft-ray plan` as a function: from a configuration to what fits and what to run."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -94,7 +93,7 @@ def plan(config: PlanConfig) -> Plan:
         alternatives=(_alternatives(lora, adapters), _alternatives(full, None)),
     )
     if config.output is not None:
-        _write(found, Path(Folder(config.output).path))
+        _write(found, Folder(config.output))
     return found
 
 
@@ -135,11 +134,10 @@ def _policy(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _write(found: Plan, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(found: Plan, folder: Folder) -> None:
     for stage, text in (("score", found.score_yaml), ("train", found.train_yaml)):
         if text is not None:
-            (folder / f"{stage}.yaml").write_text(text)
+            folder.write_text(f"{stage}.yaml", text)
 
 
 def _yaml(values: dict[str, Any]) -> str:

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import MANIFEST, Manifest, input_fingerprint, read_manifest
 from nlft_ray.shards import read_rows
@@ -79,7 +77,7 @@ class ScoredRun(Run):
     def examples(self) -> Folder | None:
         """The table that was scored: the folder whose fingerprint the scored one names."""
         wanted = self.scored.manifest.identity.input
-        for record in [*self.stages, *_records(_parent(self.scored.folder))]:
+        for record in [*self.stages, *_records(self.scored.folder.parent)]:
             if record.manifest.identity.table == "examples" and input_fingerprint(record.manifest) == wanted:
                 return record.folder
         return None
@@ -117,11 +115,11 @@ def read_run(folder: Folder) -> ScoredRun:
 
 def _records(folder: Folder) -> Iterator[StageRecord]:
     """Finished stages in the folders of a folder, and one level below."""
-    for path in _folders(folder):
+    for path in folder.folders():
         if path.has(MANIFEST):
             yield from _record(folder, path)
         else:
-            for inner in _folders(path):
+            for inner in path.folders():
                 yield from _record(folder, inner)
 
 
@@ -129,17 +127,7 @@ def _record(run: Folder, folder: Folder) -> Iterator[StageRecord]:
     if folder.has(MANIFEST):
         manifest = Manifest.model_validate_json(folder.read_text(MANIFEST))
         if manifest.identity.stage in _ORDER:
-            yield StageRecord(folder.uri.removeprefix(f"{run.uri.rstrip('/')}/"), folder, manifest)
-
-
-def _folders(folder: Folder) -> list[Folder]:
-    found = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
-    names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
-    return [folder / name for name in names if not name.startswith(".")]
-
-
-def _parent(folder: Folder) -> Folder:
-    return Folder(folder.uri.rstrip("/").rpartition("/")[0])
+            yield StageRecord(folder.path.removeprefix(f"{run.path}/"), folder, manifest)
 
 
 def _in_order(record: StageRecord) -> tuple[int, bool, str]:

@@ -109,6 +109,7 @@ def test_no_planted_secret_is_written_anywhere(tmp_path: Path, ray_folder: Path,
     ("kind", "words"),
     [
         (ScoreConfig, ["input=s3://AKIA123:sesame@bucket/in"]),
+        (ScoreConfig, ["input=abfs://container@account/in?tenant_id=t&client_secret=sesame"]),
         (JudgeConfig, ["input=in", "server.base_url=https://me:sesame@judge.org/v1", "server.model=m"]),
     ],
 )

@@ -26,6 +26,8 @@ from nlft_ray.config import ScoreConfig
 from nlft_ray.manifest import MANIFEST, Manifest
 from nlft_ray.sandbox import QUICKSTART, world
 from nlft_ray.settings import load_config
+from nlft_ray.shards import DATA
+from nlft_ray.storage import Folder
 from tests.tables import write_table
 
 ROWS, ROWS_PER_SHARD = 320, 8
@@ -59,7 +61,7 @@ def example_rows(count: int = ROWS) -> list[dict[str, Any]]:
 class Scoring:
     """`nlft-ray score` of one input into one output, to be started again and again with the same words."""
 
-    def __init__(self, folder: Path, examples: str, output: Path):
+    def __init__(self, folder: Path, examples: str, output: Path | str):
         quickstart = yaml.safe_load(QUICKSTART.read_text())
         config = folder / "score.yaml"
         config.write_text(yaml.safe_dump({name: quickstart[name] for name in ("model", "prompts")}))
@@ -88,11 +90,11 @@ class Scoring:
 
     def files(self) -> dict[str, int]:
         """Finished shards, and when they were written."""
-        found = {}
-        for path in (self.output / "data").glob("part-*.parquet"):
-            with contextlib.suppress(FileNotFoundError):
-                found[path.name] = path.stat().st_mtime_ns
-        return found
+        return {info.base_name: info.mtime_ns for info in _parts(self.output)}
+
+
+def _parts(output: Path | str) -> list[Any]:
+    return (Folder(str(output)) / DATA).file_infos()
 
 
 class Running:
@@ -102,7 +104,7 @@ class Running:
     actor = "_ShardActor"
     """What the processes that do the work have in their titles."""
 
-    def __init__(self, words: list[str], output: Path):
+    def __init__(self, words: list[str], output: Path | str):
         self._ray_folder = tempfile.mkdtemp(prefix="nlft-")  # short: a socket's path has at most 107 characters
         self._said = open(Path(self._ray_folder) / "said.txt", "w+")  # noqa: SIM115
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -116,6 +118,7 @@ class Running:
         )
         self._began = time.monotonic()
         self._output = output
+        self._pause = 0.2 if "://" in str(output) else 0.01  # a store has better things to do than to list files
         self.text = ""
 
     def __enter__(self) -> Self:
@@ -154,12 +157,12 @@ class Running:
             if self.returncode is not None:
                 return False
             assert self.seconds < _PATIENCE_SECONDS
-            time.sleep(0.01)
+            time.sleep(self._pause)
         return True
 
     def done(self) -> int:
         """Units of work: here shards."""
-        return len(list((self._output / "data").glob("part-*.parquet")))
+        return len(_parts(self._output))
 
     def actors(self) -> list[int]:
         return [pid for pid in self._members() if self.actor in _title(pid)]

@@ -6,7 +6,6 @@ plan.json and manifest.json, nlft-ray's own record.
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 from nlft_ray.config import ExportConfig, ModelConfig
@@ -30,9 +29,6 @@ def export(config: ExportConfig) -> StageResult:
             adapter is asked for where a whole model was trained.
     """
     source, output = Folder(config.input), Folder(config.output)
-    for option, folder in (("input", source), ("output", output)):
-        if "://" in folder.uri:
-            raise UserError(f"{option}: {folder} is a URI; export reads and writes folders of this machine.")
     trained = read_manifest(source, table="weights")
     base = ModelConfig.model_validate(trained.identity.config["model"])
     _check_base(base, trained)
@@ -48,7 +44,7 @@ def export(config: ExportConfig) -> StageResult:
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
     began = time.monotonic()
-    parameters = _save(config, base, Path(source.path) / _WEIGHTS, Path(output.path))
+    parameters = _save(config, base, source / _WEIGHTS, output)
     output.write_text(CARD, _card(config, base, source))
     manifest = Manifest(
         identity=identity,
@@ -62,11 +58,12 @@ def export(config: ExportConfig) -> StageResult:
     return StageResult(output=config.output, manifest=manifest)
 
 
-def _save(config: ExportConfig, base: ModelConfig, weights: Path, output: Path) -> int:
+def _save(config: ExportConfig, base: ModelConfig, source: Folder, output: Folder) -> int:
     """Write everything but the card; the number of parameters."""
-    if not config.merge:
-        return save_adapter_folder(weights, base, output, _dtype(config))
-    model = trained_model(base, weights, _dtype(config))
+    with source.read_locally(source.files("")) as weights:
+        if not config.merge:
+            return save_adapter_folder(weights, base, output, _dtype(config))
+        model = trained_model(base, weights, _dtype(config))
     save_model_folder(model, base, output)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -78,7 +75,7 @@ def _card(config: ExportConfig, base: ModelConfig, source: Folder) -> str:
 
 def _metadata(base: ModelConfig) -> dict[str, Any]:
     """What the base model's own card says, its licence above all; empty where it has none."""
-    card = model_folder(base) / CARD
+    card = model_folder(base, weights=False) / CARD
     if not card.is_file():
         return {}
     try:

@@ -1,9 +1,6 @@
 """The trained model as one folder: weights, tokenizer and settings side by side; adapters merged, or alone."""
 
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import load_model, load_tokenizer
+from nlft_ray.storage import Folder
 
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -36,14 +34,14 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
     return adapted.merge_and_unload().to(dtype).eval()
 
 
-def save_model_folder(model: Any, base: ModelConfig, output: Path) -> None:
+def save_model_folder(model: Any, base: ModelConfig, output: Folder) -> None:
     """Write the whole model and its tokenizer."""
-    with _written_whole(output) as written:
+    with output.filled_locally() as written:
         model.save_pretrained(written)
         load_tokenizer(base).save_pretrained(written)
 
 
-def save_adapter_folder(weights: Path, base: ModelConfig, output: Path, dtype: torch.dtype | None = None) -> int:
+def save_adapter_folder(weights: Path, base: ModelConfig, output: Folder, dtype: torch.dtype | None = None) -> int:
     """Write the adapter and the base model's tokenizer; the number of the adapter's parameters.
 
     Raises:
@@ -52,24 +50,11 @@ def save_adapter_folder(weights: Path, base: ModelConfig, output: Path, dtype: t
     if not (weights / _ADAPTER).is_file():
         raise UserError("merge: false asks for the adapter alone, but the whole model was trained: leave merge=true.")
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(weights / _ADAPTER_WEIGHTS).items()}
-    with _written_whole(output) as written:
+    with output.filled_locally() as written:
         save_file(tensors, written / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(weights / _ADAPTER, written / _ADAPTER)
         load_tokenizer(base).save_pretrained(written)
     return sum(tensor.numel() for tensor in tensors.values())
-
-
-@contextmanager
-def _written_whole(output: Path) -> Iterator[Path]:
-    """A folder beside the files' places, where they are moved to at the end; what an interrupted export left goes."""
-    written = output / f".{uuid.uuid4().hex}"
-    written.mkdir(parents=True)
-    try:
-        yield written
-        for path in sorted(written.iterdir()):
-            path.replace(output / path.name)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
 
 
 def weights_dtype(weights: Path) -> torch.dtype:

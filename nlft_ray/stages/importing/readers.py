@@ -1,11 +1,10 @@
 """Files → raw records, each with its place. What is no record is marked as such and never ends the reading."""
 
-import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -13,7 +12,6 @@ from nlft_ray.errors import UserError
 from nlft_ray.storage import Folder
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-_BUFFER_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -38,8 +36,7 @@ class SourceFile:
     stem: str
 
     def open(self) -> BinaryIO:
-        stream = self.folder.filesystem.open_input_stream(f"{self.folder.path}/{self.name}")
-        return cast(BinaryIO, io.BufferedReader(stream, _BUFFER_BYTES))
+        return self.folder.open(self.name)
 
     def raw(self, unit: str, number: int, **fields: Any) -> Raw:
         return Raw(id=f"{self.stem}-{number}", place=f"{self.name} {unit} {number}", **fields)

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow.fs as pafs
-
 from nlft_ray.config import ImportOptions
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import MANIFEST, fingerprint
@@ -38,14 +36,9 @@ def open_source(options: ImportOptions) -> Source:
     if options.source == "sandbox":
         return SandboxSource(options)
     folder = Folder(options.source)
-    try:
-        kind = folder.filesystem.get_file_info(folder.path).type
-    except OSError as error:
-        raise UserError(f"source: {options.source} cannot be reached: {error}") from error
-    if kind == pafs.FileType.File:
-        parent, _, name = options.source.rpartition("/")
-        return FileSource(name, [_source_file(Folder(parent or ("/" if "/" in options.source else ".")), name)])
-    if kind == pafs.FileType.Directory:
+    if folder.is_file():
+        return FileSource(folder.name, [_source_file(folder.parent, folder.name)])
+    if folder.exists():
         return _folder_source(folder)
     if _looks_like_path(options.source):
         raise UserError(f"source: there is no file or folder {options.source}.")
@@ -59,7 +52,7 @@ def _looks_like_path(source: str) -> bool:
 def _source_file(folder: Folder, name: str) -> SourceFile:
     if not name.endswith(SUFFIXES):
         raise UserError(f"source: {folder / name} has an unknown suffix; it must be one of {', '.join(SUFFIXES)}.")
-    if folder.filesystem.get_file_info(f"{folder.path}/{name}").size == 0:
+    if folder.size(name) == 0:
         raise UserError(f"source: {folder / name} is empty.")
     return SourceFile(folder, name, name.rpartition(".")[0])
 

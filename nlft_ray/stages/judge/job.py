@@ -4,6 +4,7 @@ from nlft_ray.config import JudgeConfig
 from nlft_ray.manifest import StageResult
 from nlft_ray.stages.judge.self_judge import SelfJudge
 from nlft_ray.stages.judge.server_judge import ServerJudge
+from nlft_ray.storage import Folder
 from nlft_ray.table_stage import run_table_stage
 
 
@@ -28,7 +29,7 @@ def _for_server(config: JudgeConfig) -> JudgeConfig:
     """Where a server judges, its cache is named, and actors take no GPU unless told to."""
     if config.server is None:
         return config
-    cache = config.server.cache or f"{config.output.rstrip('/').rpartition('/')[0]}/judgment_cache"
+    cache = config.server.cache or str(Folder(config.output).parent / "judgment_cache")
     pool = config.pool
     if pool.gpus_per_worker is None:
         pool = pool.model_copy(update={"gpus_per_worker": 0.0})

@@ -43,16 +43,13 @@ def report(config: ReportConfig) -> StageResult:
     manifest = _manifest(config, run, sets, time.monotonic() - began)
     if html == HTML:
         finish(folder, manifest)
-    return StageResult(output=f"{folder}/{html}", manifest=manifest)
+    return StageResult(output=str(folder / html), manifest=manifest)
 
 
 def _place(config: ReportConfig) -> tuple[Folder, str]:
     """Folder and file name of the page."""
-    output = config.output or f"{config.input.rstrip('/')}/report"
-    if output.endswith(".html"):
-        head, _, name = output.rpartition("/")
-        return Folder(head), name
-    return Folder(output), HTML
+    output = Folder(config.output) if config.output else Folder(config.input) / "report"
+    return (output.parent, output.name) if output.name.endswith(".html") else (output, HTML)
 
 
 def _check_free(folder: Folder) -> None:

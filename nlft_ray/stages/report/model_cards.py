@@ -30,8 +30,8 @@ def _evaluation(run: Run, exported: StageRecord) -> StageRecord | None:
     from nlft_ray.models import model_fingerprint
 
     evaluations = run.of_stage("evaluate")
-    is_model = exported.folder.is_local and exported.folder.has("config.json")  # no adapter, which nothing evaluates
+    is_model = exported.folder.has("config.json")  # no adapter, which nothing evaluates
     if not evaluations or not is_model:
         return None
-    weights = model_fingerprint(ModelConfig(path=exported.folder.path))
+    weights = model_fingerprint(ModelConfig(path=exported.folder.uri))
     return next((record for record in evaluations if record.manifest.identity.model == weights), None)

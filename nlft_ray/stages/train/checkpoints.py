@@ -85,14 +85,14 @@ class Checkpoints:
 
         The number of workers and the ZeRO stage may be other ones than they were.
         """
-        with self._all_or_none(f"the checkpoints in {self._folder} cannot be read"):
+        with self.all_or_none(f"the checkpoints in {self._folder} cannot be read"):
             newest = self._newest() if self._rank == 0 else None
         name = self._told_by_the_first(newest)
         if name is None:
             return None
         folder = self._folder / name
         with ExitStack() as stack:
-            with self._all_or_none(f"the checkpoint {folder} cannot be read"):
+            with self.all_or_none(f"the checkpoint {folder} cannot be read"):
                 record = json.loads(folder.read_text(_COMPLETE))
                 metrics = [json.loads(line) for line in folder.read_text(_METRICS).splitlines()]
                 states = stack.enter_context(_open_parts(folder, record.pop("parts")))
@@ -136,9 +136,9 @@ class Checkpoints:
     def _write(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
         folder = self._folder / f"step-{progress.steps_done:08d}-{self._start}"
         parts = [f"part-{worker:05d}-of-{self._workers:05d}.safetensors" for worker in range(self._workers)]
-        with self._all_or_none(f"the checkpoint {folder} cannot be written"):
+        with self.all_or_none(f"the checkpoint {folder} cannot be written"):
             _write_part(folder, parts[self._rank], tensors)
-        with self._all_or_none(f"the checkpoint {folder} cannot be written"):
+        with self.all_or_none(f"the checkpoint {folder} cannot be written"):
             if self._rank == 0:
                 record = asdict(progress) | {"parts": parts}
                 metrics = record.pop("metrics")
@@ -160,7 +160,7 @@ class Checkpoints:
         return values[0]
 
     @contextmanager
-    def _all_or_none(self, problem: str) -> Iterator[None]:
+    def all_or_none(self, problem: str) -> Iterator[None]:
         """What fails on one worker fails on all, with the same words: none waits for another that is gone."""
         mine: Exception | None = None
         try:
@@ -180,10 +180,10 @@ def _open_parts(folder: Folder, names: Sequence[str]) -> Iterator[Callable[[str]
     """A function that gives a parameter's states by its name."""
     from safetensors import safe_open
 
-    with folder.read_locally(names) as paths, ExitStack() as stack:
+    with folder.read_locally(names) as local, ExitStack() as stack:
         files: dict[str, Any] = {}
-        for path in paths:
-            file = stack.enter_context(safe_open(path, framework="pt"))
+        for name in names:
+            file = stack.enter_context(safe_open(local / name, framework="pt"))
             files |= dict.fromkeys(file.keys(), file)
         yield lambda name: {kind: files[f"{kind}/{name}"].get_tensor(f"{kind}/{name}") for kind in STATES}
 

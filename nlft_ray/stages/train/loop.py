@@ -38,7 +38,9 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
         note_slower_ways(engine, config.packed, output)
     # Order, learning rates and dropout follow from the seed and the step: that, the states and the record are all.
     progress = checkpoints.restore(engine.deepspeed) or Progress.at_start(config.seed)
-    with MetricsLog(output, progress.metrics) if dist.get_rank() == 0 else nullcontext() as log:
+    with checkpoints.all_or_none("the record of the steps cannot be written"):
+        record = MetricsLog(output, progress.metrics) if dist.get_rank() == 0 else None
+    with record or nullcontext() as log:
         for step in range(progress.steps_done, order.steps):
             metrics = stepper.take(step)
             if held_out and _is_due(config.held_out_every_steps, order, step):
@@ -49,9 +51,12 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
             if step + 1 < order.steps and _is_due(config.checkpoint_every_steps, order, step):
                 checkpoints.save(engine.deepspeed, step + 1, config.seed, log.lines if log else [])
         checkpoints.finish()
-        if log:
-            check_epochs(log.lines, order, examples.weighted_tokens)
-    write_weights(engine, output, adapters=config.lora is not None)
+        with checkpoints.all_or_none("the record of the steps is not whole"):
+            if log:
+                log.finish()
+                check_epochs(log.lines, order, examples.weighted_tokens)
+    with checkpoints.all_or_none("the weights cannot be written"):
+        write_weights(engine, output, adapters=config.lora is not None)
 
 
 def load_examples(config: TrainConfig, table: str | None = None) -> ExampleTable:

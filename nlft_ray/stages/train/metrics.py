@@ -4,11 +4,14 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nlft_ray.errors import UserError
+from nlft_ray.progress import log
 from nlft_ray.stages.train.order import Order
 from nlft_ray.storage import Folder
 
@@ -77,7 +80,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # torch: only who writes the record shall wait for it
 
         self.lines = list(lines)
-        self._output = output
+        self._output, self._finished = output, False
         self._write_all()
         self._file = (Path(output.path) / METRICS).open("a") if output.is_local else None
         (output / TENSORBOARD).remove()
@@ -92,12 +95,24 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(UserError) if kind else nullcontext():  # what ended the training is the thing to tell
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            UserError: the store refuses it.
+        """
+        if self._finished:
+            return
+        self._finished = True
         self._board.close()
         if self._file:
             self._file.close()
         if self._scratch:
             self._write_all()
-            self._output.upload(self._scratch.name, TENSORBOARD)
+            (self._output / TENSORBOARD).upload(Path(self._scratch.name))
             self._scratch.cleanup()
 
     def add(self, metrics: StepMetrics) -> None:
@@ -108,11 +123,16 @@ class MetricsLog:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         elif time.monotonic() - self._written > _SECONDS_BETWEEN_OBJECTS:
-            self._write_all()
+            try:
+                self._write_all()
+            except UserError as error:  # the next one holds these lines too; the last must succeed
+                log(f"train: {METRICS} is behind: {error}")
 
     def _write_all(self) -> None:
-        self._output.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._written = time.monotonic()
+        try:
+            self._output.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+        finally:
+            self._written = time.monotonic()
 
     def _draw(self, line: dict[str, Any]) -> None:
         for name, value in line.items():

@@ -4,6 +4,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from nlft_ray.errors import UserError
 from nlft_ray.progress import RowProgress, log
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.storage import Folder
@@ -13,9 +14,13 @@ _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0
 
 
 def add_note(output: Folder, message: str) -> None:
-    """Leave word for the person at the terminal, such as of a failure that training recovers from."""
-    earlier = output.read_text(_NOTES) if output.has(_NOTES) else ""
-    output.write_text(_NOTES, earlier + " ".join(message.split())[:500] + "\n")
+    """Leave word for the person at the terminal, such as of a failure that training recovers from. A store that takes
+    no word is no reason to end it."""
+    try:
+        earlier = output.read_text(_NOTES) if output.has(_NOTES) else ""
+        output.write_text(_NOTES, earlier + " ".join(message.split())[:500] + "\n")
+    except UserError as error:
+        log(f"train: {message}; {error}")
 
 
 class Watch:
@@ -39,6 +44,12 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._show()
+        except UserError as error:  # of a store: those who train meet it too, and what it means is theirs to say
+            log(f"train: the progress is not shown any more: {error}")
+
+    def _show(self) -> None:
         done = len(read_metrics(self._output))
         while len(read_metrics(self._output)) == done and not self._stopped.wait(self._pause):
             self._show_notes()  # workers are starting: that time says nothing about the time left

@@ -1,10 +1,5 @@
 """What a training leaves behind: `weights/`, a PEFT adapter folder, or a whole model's folder."""
 
-import shutil
-import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +14,15 @@ _SHARD = "5GB"  # of a model's file: what is being written may be in memory once
 
 
 def write_weights(engine: Engine, output: Folder, *, adapters: bool) -> None:
-    """Bring the parameters together and write them. Every worker calls it; the first one writes."""
+    """Bring the parameters together and write them. Every worker calls it; the first one writes, when all have done
+    their part: who fails then lets nobody wait."""
     parameters = _gathered(engine.model, adapters)
     if dist.get_rank() == 0:
-        with _whole_folder(output, WEIGHTS) as folder:
+        with (output / WEIGHTS).filled_locally() as folder:
             if adapters:
                 _write_adapters(engine.model, parameters, folder)
             else:
                 _write_model(engine.model, parameters, folder)
-    dist.barrier()
 
 
 def _gathered(model: nn.Module, trainable_only: bool) -> dict[str, Tensor]:
@@ -65,23 +60,3 @@ def _write_model(model: Any, parameters: dict[str, Tensor], folder: Path) -> Non
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
     model.save_pretrained(folder, state_dict=parameters | buffers, max_shard_size=_SHARD)
-
-
-@contextmanager
-def _whole_folder(output: Folder, name: str) -> Iterator[Path]:
-    """A local folder to write into. A local output shows it when it is complete; a store, file by file."""
-    if not output.is_local:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
-            output.upload(scratch, name)
-        return
-    final = Path(output.path) / name
-    written = final.with_name(f".{name}.{uuid.uuid4().hex}")
-    written.mkdir(parents=True)
-    try:
-        yield written
-        if final.exists():
-            shutil.rmtree(final)
-        written.rename(final)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)

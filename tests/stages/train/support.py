@@ -69,7 +69,9 @@ def scored_rows(count: int = 11) -> list[dict[str, Any]]:
     return [scored_row(number, correct=number % 2 == 0, generator=generator) for number in range(count)]
 
 
-def save_scored(folder: Path, model: str, rows: list[dict[str, Any]] | None = None, rows_per_file: int = 4) -> str:
+def save_scored(
+    folder: Path | str, model: str, rows: list[dict[str, Any]] | None = None, rows_per_file: int = 4
+) -> str:
     from transformers import AutoTokenizer
 
     fingerprint = tokenizer_fingerprint(AutoTokenizer.from_pretrained(model))

@@ -138,14 +138,21 @@ def test_a_damaged_checkpoint_is_said_in_a_line(trainer: Trainer, tmp_path: Path
 
 
 def test_what_cannot_be_read_or_written_fails_on_all_workers(trainer: Trainer, tmp_path: Path) -> None:
-    def failure(checkpoints: Path) -> str:
+    def failure(checkpoints: Path, output: Path = tmp_path / "out") -> str:
         with pytest.raises(AssertionError) as caught:  # what the group of workers makes of it
-            trainer.run(trainer.config(tmp_path / "out", 2), 2, checkpoints)
+            trainer.run(trainer.config(output, 2), 2, checkpoints)
         return str(caught.value)
 
     (tmp_path / "file").write_text("a file, where a folder should be")
     assert failure(tmp_path / "file").count("cannot be read: ") >= 2
     assert failure(Path("/proc/none")).count("cannot be written: ") >= 2
+    for place, problem in (
+        ("metrics.jsonl/x", "the record of the steps"),
+        ("weights/model.safetensors/x", "the weights"),
+    ):
+        taken = tmp_path / problem
+        (taken / place).mkdir(parents=True)
+        assert failure(tmp_path / f"checkpoints of {problem}", taken).count(f"{problem} cannot be written: ") >= 2
 
 
 def test_checkpoints_in_a_store(trainer: Trainer, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def save_steps(config: TrainConfig, steps: int, path: Path) -> None:
         torch.save(found, path)
 
 
-def train_in(config: TrainConfig, checkpoints: Path, stop_after: int | None = None) -> None:
+def train_in(config: TrainConfig, checkpoints: Path | str, stop_after: int | None = None) -> None:
     """Train, or continue; with `stop_after`, break off right after the checkpoint of that step."""
     try:
         train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after))

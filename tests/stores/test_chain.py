@@ -1,0 +1,78 @@
+"""A whole run in a store that refuses and dawdles in the middle of every stage."""
+
+from pathlib import Path
+
+import pytest
+
+import nlft_ray
+from nlft_ray.cli import main
+from nlft_ray.config import RunConfig
+from nlft_ray.sandbox import QUICKSTART
+from nlft_ray.settings import load_config
+from tests.stages.forced_failures import Running
+from tests.stores.server import KEY, SECRET, SLOW_DOWN, Fault, Request, Store
+from tests.tables import read_table
+
+SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "pool.max_workers=1"]
+SMALL += ["train.epochs=1", "train.checkpoint_every_steps=1"]
+STAGES = {"questions", "responses", "examples", "scored", "trained", "models", "predictions"}
+_LONGEST_SECONDS = 4.0  # pyarrow by default takes a connection without a byte for three seconds for broken
+
+
+class RunningChain(Running):
+    stage = "run"
+
+
+def bad_weather(request: Request) -> Fault | None:
+    """Every stage meets three refusals in a row, and an answer that takes its time."""
+    if request.number in (4, 5, 6):
+        return SLOW_DOWN
+    if request.number == 9:
+        return Fault(seconds=_LONGEST_SECONDS if request.folder == "scored" else 0.5)
+    return None
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_in_a_store_gives_what_one_on_a_disk_gives(store: Store, tmp_path: Path) -> None:
+    words = ["--config", str(QUICKSTART), *SMALL]
+    store.proxy.weather = bad_weather
+    with RunningChain([*words, f"run_dir={store.uri('run')}"], tmp_path) as running:
+        running.wait()
+    assert running.returncode == 0, running.text
+    print(f"{store.proxy.answered} requests answered, {len(store.proxy.refused)} refused, in {running.seconds:.0f} s")
+    for met in (store.proxy.refused, store.proxy.delayed):
+        assert {request.folder for request in met} >= STAGES
+    here, there = tmp_path / "run", store.downloaded("run", tmp_path / "copy")
+    nlft_ray.run(load_config(RunConfig, str(QUICKSTART), [*SMALL, f"run_dir={here}"]))
+    assert_same_run(there, here)
+    secrets = (KEY.encode(), SECRET.encode())
+    telling = [path for path in there.rglob("*") if path.is_file() and any(one in path.read_bytes() for one in secrets)]
+    assert telling == []
+    check_nothing_runs_twice(load_config(RunConfig, str(QUICKSTART), [*SMALL, f"run_dir={store.uri('run')}"]), store)
+
+
+def assert_same_run(there: Path, here: Path) -> None:
+    for table in ("questions", "responses", "examples", "scored", "predictions/before", "predictions/nlft"):
+        assert read_table(there / table) == read_table(here / table), table
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (there / "models/nlft" / name).read_bytes() == (here / "models/nlft" / name).read_bytes()
+    assert names_in(there) == names_in(here)
+    assert "400" not in (there / "models/nlft/README.md").read_text(), "the card"
+
+
+def names_in(run: Path) -> set[str]:
+    """Paths of all files; those of TensorBoard and of checkpoints have names of their own."""
+    paths = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    return {path for path in paths if "tfevents" not in path and "/checkpoints/" not in path}
+
+
+def check_nothing_runs_twice(config: RunConfig, store: Store) -> None:
+    before = store.objects()
+    again = nlft_ray.run(config)
+    outcome = again.outcomes[0]
+    stages = [again.examples, again.scored, again.before, outcome.train, outcome.export, outcome.evaluate]
+    assert all(stage is not None and stage.reused for stage in stages)
+    assert store.objects().keys() == before.keys()
+    main(["inspect", store.uri("run/scored")])
+    main(["report", store.uri("run"), f"output={store.uri('elsewhere/page.html')}"])
+    assert {"elsewhere/page.html", "elsewhere/page.md"} <= store.objects().keys()
