@@ -226,6 +226,12 @@ class Moments:
             return f"{seconds:.2f} s" if running.wait_until(lambda: running.seconds >= seconds) else None
         return self.wait_within_work(running, most_shards)
 
+    def wait_a_little(self, running: Running) -> str | None:
+        """Let up to three seconds pass."""
+        seconds = self._random.uniform(0, 3)
+        until = running.seconds + seconds
+        return f"{seconds:.2f} s" if running.wait_until(lambda: running.seconds >= until) else None
+
     def wait_within_work(self, running: Running, most_shards: int) -> str | None:
         shards, pause = self._random.randint(1, most_shards), self._random.uniform(0, 0.3)
         wanted = running.done() + shards

@@ -162,16 +162,22 @@ def test_starts_killed_at_random_moments(
 
 
 @exhaustive
-def test_killed_while_overwriting(scoring: Scoring, undisturbed: Path, seconds: float) -> None:
+def test_killed_while_overwriting(scoring: Scoring, undisturbed: Path) -> None:
     """The first configuration's folder is replaced by the second's, whenever the replacing is killed."""
-    moments = Moments(SEED, seconds)
+    moments = Moments(SEED)
     other = Scoring(scoring.output.parent, "", scoring.output)
     other.words = [*scoring.words, "hidden_window=4"]
     assert other.run().returncode == 0
-    for _ in range(2):
+    kills = 0
+    while kills < 2:
+        before = scoring.files()
         with scoring.start("overwrite=true") as running:
-            print("killed cluster after", moments.wait_for_one(running, most_shards=9))
+            begun = running.wait_until(lambda old=before: scoring.files() != old)
+            moment = moments.wait_a_little(running) if begun else None
             running.kill_cluster()
+        if moment is not None:
+            kills += 1
+            print(f"killed cluster {moment} after it began to overwrite; {len(scoring.files())} files")
     finished = scoring.run("overwrite=true")
     assert finished.returncode == 0, finished.text
     assert_same(scoring.output, undisturbed)
