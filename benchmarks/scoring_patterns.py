@@ -166,7 +166,7 @@ def _count_work(model: Any) -> dict[str, int]:
         rows, tokens = named["input_ids"].shape
         ends = named["input_ids"].flip(1) == shape.eos_token_id  # what pads, too; one of a row's own may end it
         padding = int((ends.long().cumprod(1).sum(1) - 1).clamp_min(0).sum())
-        states, segments = named.get("past_key_values"), named.get("tree_segments")
+        states, segments = named.get("past_key_values"), named.get("segments")
         stored = states.get_seq_length() if states is not None else 0
         if segments is None:
             pairs = rows * (tokens * stored + tokens * (tokens + 1) // 2)

@@ -22,6 +22,7 @@ from measuring import describe_machine, need_data
 NAMES = {
     "ours": "nlft-ray, 1 worker, ZeRO 0",
     "ours2": "nlft-ray, 2 workers, ZeRO 2",
+    "without_ray": "nlft-ray's loop under DeepSpeed, without Ray",
     "plain": "the same loop in plain torch",
     "trl": "TRL SFTTrainer",
     "released": "released pattern",

@@ -2,7 +2,8 @@
 
 ours      this project's `train` stage: Ray Train and DeepSpeed, one worker, ZeRO 0.
 ours2     the same with two workers, which share the threads, and ZeRO 2.
-plain     the same micro-batches, head and loss in a loop of plain torch, in this process: what Ray and DeepSpeed add.
+without_ray  its loop under DeepSpeed in this process: what Ray adds.
+plain     the same micro-batches, head and loss in a loop of plain torch, in this process: what DeepSpeed adds to it.
 trl       TRL's SFTTrainer on the same ids, its loss on the responses alone.
 released  the pattern of the method's first release: an example at a time, its contexts in a padded batch with
           gradients at every step (a correct response has its base context twice), a float32 softmax over all
@@ -29,6 +30,7 @@ from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
 from nlft_ray.models import load_model, load_tokenizer
 from nlft_ray.schema import EXAMPLES
+from nlft_ray.segments import attend_by_segments
 from nlft_ray.settings import validate
 from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
 from nlft_ray.stages.train.batch import MicroBatch
@@ -36,7 +38,6 @@ from nlft_ray.stages.train.head import LogOddsHead
 from nlft_ray.stages.train.loop import load_examples
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
-from nlft_ray.stages.train.packing import attend_by_rows
 from nlft_ray.storage import Folder
 
 Measure = dict[str, Any]
@@ -133,6 +134,30 @@ def _ours_on_two(task: dict[str, Any]) -> Measure:
     return _ours(task, num_workers=2, zero_stage=2, cpus_per_worker=max(task["threads"] // 2, 1))
 
 
+def _without_ray(task: dict[str, Any]) -> Measure:
+    import torch.distributed as dist
+
+    from nlft_ray.stages.train.engine import build_engine
+    from nlft_ray.stages.train.order import Split
+    from nlft_ray.stages.train.step import Stepper
+
+    config = _config(task)
+    examples = load_examples(config)
+    order = order_of(config, len(examples))
+    split = Split(1, config.micro_batch_size_per_worker, config.batch_size)
+    rendezvous = Path(config.output).with_suffix(".rendezvous")
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    engine = build_engine(config, split.micro_steps)
+    stepper = Stepper(engine, config, examples, order, split, pad_id=0)
+    clock, losses = _Clock(task, engine.model), []
+    for step in range(order.steps):
+        losses.append(stepper.take(step).loss)
+        clock.step_done()
+    dist.destroy_process_group()
+    return clock.measure() | {"losses": losses}
+
+
 class _Watch:
     """Looks, a hundred times a second, at the memory of processes of some name, and waits for a file's first line."""
 
@@ -184,7 +209,7 @@ def _plain(task: dict[str, Any]) -> Measure:
     config = _config(task)
     examples = list(load_examples(config))
     model = _with_adapters(config)
-    assert attend_by_rows(model.get_base_model())
+    assert attend_by_segments(model.get_base_model())
     head = LogOddsHead.replace(model)
     assert head is not None
     order = order_of(config, len(examples))
@@ -343,6 +368,7 @@ def _released_loss(model: Any, row: ScoringRow) -> torch.Tensor:
 PATTERNS: dict[str, Callable[[dict[str, Any]], Measure]] = {
     "ours": _ours,
     "ours2": _ours_on_two,
+    "without_ray": _without_ray,
     "plain": _plain,
     "trl": _trl,
     "released": _released,

@@ -23,8 +23,9 @@ from nlft_ray.planning.memory import (
     training_states,
 )
 from nlft_ray.planning.shape import Adapters, Shape
+from nlft_ray.segments import attend_by_segments
 from nlft_ray.stages.score import head as scored_head
-from nlft_ray.stages.train.packing import attend_by_rows, packed_inputs
+from nlft_ray.stages.train.batch import packed_inputs
 
 GB = 10**9
 SHAPE = Shape(
@@ -57,7 +58,7 @@ def saved_bytes(layers: int, dtype: torch.dtype, *, adapters: bool) -> int:
             num_key_value_heads=2,
         )
     ).to(dtype)
-    assert attend_by_rows(model)
+    assert attend_by_segments(model)
     if adapters:
         settings = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear")
         model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[assignment]

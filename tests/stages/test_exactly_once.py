@@ -119,7 +119,6 @@ def kill_starts(scoring: Scoring, victim: str, moments: Moments, times: int, mos
     return seen
 
 
-@exhaustive
 def test_a_kill_of_each_kind_loses_and_repeats_nothing(scoring: Scoring, undisturbed: Path) -> None:
     moments = Moments(SEED)
     with scoring.start() as running:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import nlft_ray
 from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
@@ -120,6 +121,26 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
                     np.testing.assert_allclose(found[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
 
 
+def test_a_model_in_parts_scores_the_same(random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over several GPUs, but for where the parts are: accelerate brings states and weights of each together."""
+    whole, _ = score(config(random_llama), EXAMPLE_ROWS)
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu", "model.norm": "disk"}
+    places |= {"model.layers.0": "disk", "model.layers.1": "cpu"}
+
+    def load_in_parts(model: ModelConfig, *, spread: bool) -> Any:
+        assert spread
+        return AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, device_map=places, offload_folder=tmp_path
+        ).eval()
+
+    monkeypatch.setattr("nlft_ray.stages.score.worker.load_model", load_in_parts)
+    in_parts, _ = score(config(random_llama), EXAMPLE_ROWS)
+    for id, row in whole.items():
+        for column in ("logp_base", "logp_judge", "logp_standard", "hidden_norm", "hidden_cos"):
+            if row[column] is not None:
+                np.testing.assert_allclose(in_parts[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
+
+
 def test_passes_are_counted(random_llama: str) -> None:
     _, worked = score(config(random_llama), EXAMPLE_ROWS)
     # correct: base + standard; incorrect: base + judge + standard; without a standard answer one fewer
@@ -200,6 +221,8 @@ def test_contexts_run_as_a_tree_where_the_model_takes_it(
     monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
     padded = worker()(full, 0)
     assert in_trees < 0.85 * sum(runs), "the questions run once"
+    assert "padded_passes" not in trees.counts
+    assert padded.counts["padded_passes"] == padded.counts["forward_passes"]
     for with_trees, plain in zip(trees.table.to_pylist(), padded.table.to_pylist(), strict=True):
         for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
             if plain[column] is not None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from nlft_ray.segments import keeps_every_token
+
 _KEPT = 4  # prefixes at once: one for each context, and one more
 
 
@@ -42,11 +44,6 @@ class PrefixStates:
         shared = DynamicCache()
         shared.layers = [_ReadOnlyLayer(layer) for layer in computed.layers]
         return shared
-
-
-def keeps_every_token(cache: object) -> bool:
-    """Whether it holds keys and values of every token: no sliding window, no recurrent state."""
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 class _ReadOnlyLayer(DynamicLayer):

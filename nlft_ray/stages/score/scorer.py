@@ -13,11 +13,11 @@ from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
-from nlft_ray.stages.score.attention import takes_trees
+from nlft_ray.segments import moved
 from nlft_ray.stages.score.head import ResponseLogits, token_facts
 from nlft_ray.stages.score.passes import Context, ScoringRow, fill, pack
 from nlft_ray.stages.score.prefix import PrefixStates
-from nlft_ray.stages.score.trees import Forest, Tree
+from nlft_ray.stages.score.trees import Forest, Tree, takes_trees
 
 Array = NDArray[Any]
 
@@ -58,12 +58,13 @@ class Scorer:
         self._window = hidden_window
         self._prefix_states = PrefixStates(model)
         self._response_logits = ResponseLogits(model)
-        self._takes_trees = takes_trees(model)
+        self.takes_trees = takes_trees(model)
+        """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
         """Facts of every row under each of its contexts."""
-        if self._takes_trees:
+        if self.takes_trees:
             return self._score_trees(rows)
         found: list[dict[Context, PassFacts]] = [{} for _ in rows]
         for context in get_args(Context):
@@ -103,11 +104,7 @@ class Scorer:
 
     def _run(self, batch: Pass, states: Cache | None) -> list[PassFacts]:
         """Facts of the pass's responses."""
-        inputs = {
-            name: value.to(self._model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.inputs.items()
-        }
-        inputs |= {"past_key_values": states, "use_cache": states is not None}
+        inputs = moved(batch.inputs, self._model.device) | {"past_key_values": states, "use_cache": states is not None}
         responses = self._response_logits(inputs, batch.keep, batch.counts)
         found: list[PassFacts] = []
         for context, targets, (hidden, logits) in zip(
@@ -126,12 +123,10 @@ def _common_prefix(prompts: list[list[int]]) -> list[int]:
 
 def _forest_pass(rows: Sequence[ScoringRow], trees: Sequence[Tree], stored: int) -> Pass:
     """The trees of rows, without padding, behind `stored` tokens that have run before."""
-    forest = Forest(stored)
-    for tree in trees:
-        forest.plant(tree)
+    forest = Forest.of(trees, stored)
     contexts = [context for row in rows for context in row.prompts]
     counts = [len(row.response_ids) for row in rows for _ in row.prompts]
-    return Pass(forest.inputs(), forest.keep_mask(), torch.tensor(forest.targets), counts, contexts)
+    return Pass(forest.texts.inputs(), forest.keep_mask(), torch.tensor(forest.targets), counts, contexts)
 
 
 def _padded_pass(passes: list[tuple[list[int], list[int]]], stored: int, context: Context, pad_id: int) -> Pass:

@@ -1,14 +1,17 @@
 """A row's contexts share the question; as a tree, it runs through the model once.
 
 What a row's prompts have in common is the trunk, the rest of each prompt with the response a branch. Trunks and
-branches of many rows stand one after another in a single sequence, without padding; attention (attention.py) goes
-segment by segment, over what comes before each token in its own context.
+branches of many rows stand one after another in a single sequence (nlft_ray/segments.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
+
+from nlft_ray.segments import PackedTexts, attend_by_segments, keeps_every_token, moved
 
 
 @dataclass(frozen=True)
@@ -23,53 +26,53 @@ class Tree:
         return len(self.trunk) + sum(len(rest) + len(response) - 1 for rest, response in self.branches)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive tokens: each attends to the tokens before it here, and to all that the segment continues."""
-
-    own: slice  # among the N tokens of the pass
-    reads: tuple[slice, ...]  # among the stored keys and those of the pass, in order of position, own ones last
-
-
 @dataclass
 class Forest:
-    """N tokens of trees; `stored` tokens that all of them continue have run before."""
+    """Trees in one pass."""
 
-    stored: int
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    texts: PackedTexts
     keep: list[int] = field(default_factory=list)  # the positions that predict response tokens, branch after branch
     targets: list[int] = field(default_factory=list)  # the response tokens
-    segments: list[Segment] = field(default_factory=list)
 
-    def plant(self, tree: Tree) -> None:
-        before: tuple[slice, ...] = (slice(0, self.stored),) if self.stored else ()
+    @classmethod
+    def of(cls, trees: Sequence[Tree], stored: int) -> "Forest":
+        """`stored` tokens that all trees continue have run before."""
+        forest = cls(PackedTexts(stored))
+        for tree in trees:
+            forest._plant(tree)
+        return forest
+
+    def _plant(self, tree: Tree) -> None:
+        trunk = self.texts.beginning
         if tree.trunk:
-            before = self._grow(tree.trunk, before)
+            trunk = self.texts.append(tree.trunk, trunk)
         for rest, response in tree.branches:
-            self._grow([*rest, *response[:-1]], before)
-            self.keep.extend(range(len(self.ids) - len(response), len(self.ids)))
+            self.texts.append([*rest, *response[:-1]], trunk)
+            end = len(self.texts.ids)
+            self.keep.extend(range(end - len(response), end))
             self.targets.extend(response)
-
-    def _grow(self, tokens: list[int], before: tuple[slice, ...]) -> tuple[slice, ...]:
-        """Add a segment that continues `before`; returns what a continuation of it has before itself."""
-        own = slice(len(self.ids), len(self.ids) + len(tokens))
-        seen = sum(part.stop - part.start for part in before)
-        self.ids.extend(tokens)
-        self.positions.extend(range(seen, seen + len(tokens)))
-        reads = (*before, slice(own.start + self.stored, own.stop + self.stored))
-        self.segments.append(Segment(own, reads))
-        return reads
 
     def keep_mask(self) -> torch.Tensor:
         """(1, N) bool, the positions to keep."""
-        return torch.zeros(1, len(self.ids), dtype=torch.bool).index_fill_(1, torch.tensor(self.keep), True)
+        return torch.zeros(1, len(self.texts.ids), dtype=torch.bool).index_fill_(1, torch.tensor(self.keep), True)
 
-    def inputs(self) -> dict[str, Any]:
-        """Arguments of the model's forward."""
-        return {
-            "input_ids": torch.tensor([self.ids]),
-            "position_ids": torch.tensor([self.positions]),
-            "attention_mask": torch.empty(1, 1, 0, 0),  # given, so that none is made; not read
-            "tree_segments": self.segments,
-        }
+
+@torch.inference_mode()
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Make the model read trees, if it tells the same of a branch as of the branch alone.
+
+    That is tried on a small tree, for there are many ways of attending: with position biases, windows, states.
+    """
+    trunk, rests = [1, 2, 3], [[1, 3], [2, 0, 1]]
+    alone = [model(torch.tensor([trunk + rest], device=model.device), use_cache=True) for rest in rests]
+    if not all(keeps_every_token(output.get("past_key_values")) for output in alone) or not attend_by_segments(model):
+        return False
+    forest = Forest.of([Tree(trunk, [(rest[:-1], rest[-1:]) for rest in rests])], stored=0)
+    inputs: dict[str, Any] = moved(forest.texts.inputs(), model.device)
+    found = model(**inputs).logits[0, forest.keep].float()
+    wanted = torch.stack([output.logits[0, -2] for output in alone]).float()
+    tolerance = torch.finfo(model.dtype).eps ** 0.5 * wanted.abs().max()
+    if bool((found - wanted).abs().max() <= tolerance):
+        return True
+    model.set_attn_implementation("sdpa")
+    return False

@@ -51,8 +51,11 @@ class ScoreWorker:
             pa.Table.from_pylist(scored, schema=self.schema),
             rejects,
             tokens=sum(sum(lengths(row).values()) for row in rows),
-            counts=_counts(rows) | {"truncated": float(truncated)},
+            counts=_counts(rows) | {"truncated": float(truncated)} | self._padded_passes(rows),
         )
+
+    def _padded_passes(self, rows: list[ScoringRow]) -> dict[str, float]:
+        return {} if self._score.takes_trees else {"padded_passes": float(sum(len(row.prompts) for row in rows))}
 
     def _fit(self, row: ScoringRow) -> ScoringRow | None:
         """The row if it fits the model in every context; else cut at its end, where that was asked for."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nlft_ray.core.prefix import common_prefix_length
+from nlft_ray.segments import PackedTexts, moved
 from nlft_ray.stages.train.examples import Example
-from nlft_ray.stages.train.packing import Segment, packed_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +79,24 @@ class MicroBatch:
         )
 
     def to(self, device: torch.device) -> Self:
-        def moved(value: Any) -> Any:
-            if isinstance(value, list):
-                return [moved(part) for part in value]
-            return value.to(device) if isinstance(value, Tensor | Segment) else value
-
-        fields = {name: moved(value) for name, value in vars(self).items() if name != "inputs"}
-        return replace(self, inputs={name: moved(value) for name, value in self.inputs.items()}, **fields)
+        return replace(self, **moved(vars(self), device))
 
 
 def _trained(example: Example) -> np.ndarray:
     """Which of an example's n tokens have a weight; the first, where none has."""
     tokens = example.weighted.nonzero()[0]
     return tokens if len(tokens) else np.zeros(1, np.int64)
+
+
+def packed_inputs(rows: Sequence[Sequence[int]], shared: int) -> tuple[dict[str, Any], list[int]]:
+    """Arguments of the model's forward for rows that share their first tokens, and where each row's position 0 is (for
+    positions from `shared` on): row r's position t stands at starts[r] + t."""
+    texts, starts = PackedTexts(), []
+    beginning = texts.append(rows[0][:shared], ()) if shared else ()
+    for row in rows:
+        starts.append(len(texts.ids) - shared)
+        texts.append(row[shared:], beginning)
+    return texts.inputs(), starts
 
 
 def _padded_inputs(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:

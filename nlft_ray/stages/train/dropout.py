@@ -77,11 +77,12 @@ def _of_beginnings(inputs: dict[str, Any]) -> Tensor:
     ids = inputs["input_ids"]
     positions = inputs["position_ids"] if "position_ids" in inputs else torch.arange(ids.shape[1], device=ids.device)
     terms = _mixed(ids * _GOLDEN + positions)
-    if "packed_segments" not in inputs:
+    if "segments" not in inputs:
         return terms.cumsum(1)
-    parts = [
-        terms[:, segment.own].cumsum(1) + terms[:, : segment.shared].sum() for segment in inputs["packed_segments"]
-    ]
+    parts = []
+    for segment in inputs["segments"]:
+        before = [terms[:, part].sum() for part in segment.reads[:-1]]
+        parts.append(terms[:, segment.own].cumsum(1) + sum(before))
     return torch.cat(parts, dim=1)
 
 

@@ -15,12 +15,12 @@ from nlft_ray.config import LoraConfig, ModelConfig, TrainConfig
 from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.errors import UserError
 from nlft_ray.models import dtype_of, load_model
+from nlft_ray.segments import attend_by_segments
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.deepspeed_config import deepspeed_config
 from nlft_ray.stages.train.dropout import TokenKeys, use_keyed_dropout
 from nlft_ray.stages.train.examples import Example
 from nlft_ray.stages.train.head import LogOddsHead
-from nlft_ray.stages.train.packing import attend_by_rows
 
 
 @dataclass
@@ -83,7 +83,7 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    packed = config.packed and attend_by_rows(model)
+    packed = config.packed and attend_by_segments(model)
     if config.lora is not None:
         model = _with_adapters(model, config.model, config.lora, config.seed)
     head = LogOddsHead.replace(model)

@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nlft_ray import ray_runtime
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import (
+    MANIFEST,
     Identity,
     Manifest,
     StageResult,
@@ -38,7 +40,7 @@ from nlft_ray.stages.train.examples import Weighing
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
 from nlft_ray.stages.train.placement import largest_share, places
-from nlft_ray.stages.train.watch import Watch, note_failure
+from nlft_ray.stages.train.watch import Watch, add_note
 from nlft_ray.storage import Folder
 
 _ray_train: Any = ray.train  # the annotations are those of Ray Train's first version, what runs is the second
@@ -75,7 +77,11 @@ def train(config: TrainConfig) -> StageResult:
     scored = read_manifest(source, table="scored")
     check_deepspeed_keys(config.deepspeed, config.zero_stage)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
-    identity = _identity(config, scored, held_out)
+    with ThreadPoolExecutor(1, "identity") as thread:
+        identifying = thread.submit(_identity, config, scored, held_out)
+        if not output.has(MANIFEST):  # so there is work: Ray can start while transformers is imported
+            ray_runtime.connect(config.ray_address)
+        identity = identifying.result()
     complete = begin(output, identity, overwrite=config.overwrite)
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
@@ -282,4 +288,4 @@ class _Failures(ray.train.UserCallback):
         rank, error = next(iter(worker_exceptions.items()))
         error_text = " ".join(str(error).split())[:200]
         what = f"lost worker {lost[0]}" if lost else f"worker {rank} failed: {error_text}"
-        note_failure(self._output, f"{what}; going on from the newest checkpoint where max_failures allows it")
+        add_note(self._output, f"{what}; going on from the newest checkpoint where max_failures allows it")

@@ -10,12 +10,13 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import load_tokenizer, max_length
 from nlft_ray.stages.train.checkpoints import Checkpoints, Progress
-from nlft_ray.stages.train.engine import build_engine
+from nlft_ray.stages.train.engine import Engine, build_engine
 from nlft_ray.stages.train.example_table import ExampleTable
 from nlft_ray.stages.train.examples import Example, Weighing
 from nlft_ray.stages.train.metrics import MetricsLog, check_epochs
 from nlft_ray.stages.train.order import Order, Split, order_of
 from nlft_ray.stages.train.step import Stepper
+from nlft_ray.stages.train.watch import add_note
 from nlft_ray.stages.train.weights import write_weights
 from nlft_ray.storage import Folder
 
@@ -33,6 +34,8 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
     engine = build_engine(config, split.micro_steps)
     stepper = Stepper(engine, config, examples, order, split, pad_id)
     output = Folder(config.output)
+    if dist.get_rank() == 0:
+        note_slower_ways(engine, config.packed, output)
     # Order, learning rates and dropout follow from the seed and the step: that, the states and the record are all.
     progress = checkpoints.restore(engine.deepspeed) or Progress.at_start(config.seed)
     with checkpoints.all_or_none("the record of the steps cannot be written"):
@@ -84,6 +87,17 @@ def _pad_id(config: TrainConfig) -> int:
     """Any id will do, since padding is masked."""
     tokenizer = load_tokenizer(config.model)
     return next((found for found in (tokenizer.pad_token_id, tokenizer.eos_token_id) if found is not None), 0)
+
+
+def note_slower_ways(engine: Engine, packed: bool, output: Folder) -> None:
+    """Say which shortcuts this model does not allow; the result is the same. `packed` is what was asked for."""
+    if packed and not engine.packed:
+        add_note(output, "this model mixes rows that stand one after another, so they are padded: that takes longer")
+    if engine.head is None:
+        add_note(
+            output,
+            "this model's LM head cannot be asked for log-odds, so all logits are made at once: that takes memory",
+        )
 
 
 def _is_due(every_steps: int | None, order: Order, step: int) -> bool:

@@ -9,26 +9,27 @@ from nlft_ray.progress import RowProgress, log
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.storage import Folder
 
-_FAILURES = "failures.log"
+_NOTES = "notes.log"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0
 
 
-def note_failure(output: Folder, message: str) -> None:
-    """Leave word of a failure that training recovers from. A store that takes no word is no reason to end it."""
+def add_note(output: Folder, message: str) -> None:
+    """Leave word for the person at the terminal, such as of a failure that training recovers from. A store that takes
+    no word is no reason to end it."""
     try:
-        earlier = output.read_text(_FAILURES) if output.has(_FAILURES) else ""
-        output.write_text(_FAILURES, earlier + " ".join(message.split())[:500] + "\n")
+        earlier = output.read_text(_NOTES) if output.has(_NOTES) else ""
+        output.write_text(_NOTES, earlier + " ".join(message.split())[:500] + "\n")
     except UserError as error:
         log(f"train: {message}; {error}")
 
 
 class Watch:
-    """Shows steps, loss and failures until it is left."""
+    """Shows steps, loss and notes until it is left."""
 
     def __init__(self, output: Folder, steps: int):
         self._output, self._steps = output, steps
         self._pause = _SECONDS_BETWEEN_LOOKS if output.is_local else _SECONDS_BETWEEN_DOWNLOADS
-        self._failures_seen = len(self._failures())
+        self._notes_seen = len(self._notes())
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -51,7 +52,7 @@ class Watch:
     def _show(self) -> None:
         done = len(read_metrics(self._output))
         while len(read_metrics(self._output)) == done and not self._stopped.wait(self._pause):
-            self._show_failures()  # workers are starting: that time says nothing about the time left
+            self._show_notes()  # workers are starting: that time says nothing about the time left
         with RowProgress("train", self._steps, done, unit="steps") as progress:
             last = False
             while not last:
@@ -62,13 +63,13 @@ class Watch:
                     note = f"loss {lines[-1]['loss']:.4f}" if lines else ""
                     progress.advance(len(lines) - done, tokens, note)
                     done = len(lines)
-                self._show_failures()
+                self._show_notes()
 
-    def _show_failures(self) -> None:
-        failures = self._failures()
-        for failure in failures[self._failures_seen :]:
-            log(f"train: {failure}")
-        self._failures_seen = len(failures)
+    def _show_notes(self) -> None:
+        notes = self._notes()
+        for note in notes[self._notes_seen :]:
+            log(f"train: {note}")
+        self._notes_seen = len(notes)
 
-    def _failures(self) -> list[str]:
-        return self._output.read_text(_FAILURES).splitlines() if self._output.has(_FAILURES) else []
+    def _notes(self) -> list[str]:
+        return self._output.read_text(_NOTES).splitlines() if self._output.has(_NOTES) else []

@@ -165,6 +165,18 @@ def test_all_shapes_of_a_step(
     check_steps(shape, do, model, table, tmp_path)
 
 
+@exhaustive  # DeepSpeed compiles its own Adam for this, which needs a C++ compiler and takes most of a minute once
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("stage", "what"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "param")])
+@pytest.mark.parametrize("lora", [None, {"dropout": 0.3}], ids=["full", "lora"])
+def test_offloading_changes_nothing(
+    stage: int, what: str, lora: Any, do: Callable[..., None], model: str, table: str, tmp_path: Path
+) -> None:
+    offloaded = {f"offload_{part}": {"device": "cpu"} for part in {"optimizer", what}}
+    shape = {"zero_stage": stage, "micro_batch_size_per_worker": 2, "lora": lora}
+    check_steps(shape | {"deepspeed": {"zero_optimization": offloaded}}, do, model, table, tmp_path)
+
+
 @pytest.mark.usefixtures("one_thread", "process_group")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bfloat16_adds_up_and_learns_in_float32(stage: int, model: str, table: str, tmp_path: Path) -> None:

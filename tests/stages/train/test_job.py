@@ -149,7 +149,7 @@ def test_a_mistake_that_a_worker_finds_is_not_tried_again(model: str, scored: st
     config = support.train_config(model, scored, tmp_path / "out", lora={"targets": ["c_attn"]}, max_failures=3)
     with pytest.raises(UserError, match=r"lora.targets.*q_proj"):
         train(config)
-    assert not (tmp_path / "out" / "failures.log").exists()
+    assert not (tmp_path / "out" / "notes.log").exists()
 
 
 @pytest.mark.parametrize(

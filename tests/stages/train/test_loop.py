@@ -133,6 +133,21 @@ def test_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
     assert sum(losses[-3:]) < sum(losses[:3]) / 4
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_adapters_learn_on_a_quantised_model(zero_stage: int, model: str, scored: str, tmp_path: Path) -> None:
+    quantised = {"path": model, "quantization": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    trained(
+        support.train_config(
+            model, scored, tmp_path, model=quantised, lora={}, policy="sft", epochs=20, zero_stage=zero_stage
+        )
+    )
+    losses = [line["loss"] for line in support.record(tmp_path)]
+    assert sum(losses[-3:]) < sum(losses[:3]) / 2
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / "weights")
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    assert (adapted.eval()(IDS).logits - plain(IDS).logits).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("lora", [None, {"targets": ["q_proj", "up_proj"]}], ids=["full", "lora"])

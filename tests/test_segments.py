@@ -1,11 +1,11 @@
-"""Attention of trees: a CPU's way, the fused way, and plain softmax are one."""
+"""Attention by segments: the blocks of a CPU and plain softmax are one."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlft_ray.stages.score.attention import _fused, _in_blocks
+from nlft_ray.segments import _in_blocks
 
 
 @settings(max_examples=60, deadline=None)
@@ -25,15 +25,14 @@ def test_blocks_are_plain_attention(n: int, before: list[int], key_heads: int, g
     later = torch.arange(tokens) > torch.arange(tokens - n, tokens)[:, None]
     scores = (query @ key.repeat_interleave(group, 0).transpose(1, 2)).double() * 0.5
     wanted = scores.masked_fill(later, float("-inf")).softmax(-1) @ value.repeat_interleave(group, 0).double()
-    for attend in (_in_blocks, _fused):
-        found = attend(query, list(key.split(sizes, 1)), list(value.split(sizes, 1)), 0.5)
-        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+    found = _in_blocks(query[None], key[None].split(sizes, 2), value[None].split(sizes, 2), 0.5)
+    torch.testing.assert_close(found[0].transpose(0, 1).double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 4, 150, 16)
+    query, key, value = torch.randn(3, 1, 4, 150, 16)
     exact = _in_blocks(query, [key], [value], 0.25)
     half = _in_blocks(query.to(dtype), [key.to(dtype)], [value.to(dtype)], 0.25)
     assert half.dtype == dtype
