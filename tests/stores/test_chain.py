@@ -23,8 +23,9 @@ class RunningChain(Running):
 
 
 def bad_weather(request: Request) -> Fault | None:
-    """Every stage meets two refusals in a row, and an answer that takes its time."""
-    if request.number in (4, 5):
+    """Every stage meets a refusal early on, one of every table and tensor file that it uploads, and a slow answer."""
+    is_upload = request.method == "PUT" and request.key.endswith((".parquet", ".safetensors"))
+    if request.number == 4 or (is_upload and request.tries == 1):
         return SLOW_DOWN
     if request.number == 9:
         return Fault(seconds=_LONGEST_SECONDS if request.folder == "scored" else 0.5)
