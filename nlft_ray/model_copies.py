@@ -34,21 +34,20 @@ def local_copy(folder: Folder, patterns: Sequence[str]) -> Path:
     copy = COPIES / f"{folder.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     if copy.is_dir():
         return copy
-    with _alone(copy.with_suffix(".lock")):
+    with _alone(copy.with_name(f"{copy.name}.lock")):
         if not copy.is_dir():  # nobody else was quicker
             _fill(copy, folder, [info.base_name for info in files])
     return copy
 
 
 def _fill(copy: Path, folder: Folder, names: Sequence[str]) -> None:
-    """The folder shows under its name when it is whole."""
+    """The folder shows under its name when it is whole. What a killed process had begun goes."""
+    for left in copy.parent.glob(f".{copy.name}.*"):
+        shutil.rmtree(left)
     begun = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
     begun.mkdir()
-    try:
-        folder.download(names, begun)
-        begun.rename(copy)
-    finally:
-        shutil.rmtree(begun, ignore_errors=True)
+    folder.download(names, begun)
+    begun.rename(copy)
 
 
 @contextmanager

@@ -62,6 +62,10 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
         UserError: there is no such filesystem, or it cannot be opened.
     """
     parts = urlsplit(uri)
+    if "@" in parts.netloc and parts.scheme in _CREDENTIALS:
+        raise UserError(f"{parts.scheme}://…: it holds credentials. Give those in the environment.")
+    if not parts.netloc and parts.scheme in _CREDENTIALS:
+        raise UserError(f"{uri}: it names no bucket; write {parts.scheme}://bucket/folder.")
     with explained(uri):
         try:
             if parts.scheme == "s3":

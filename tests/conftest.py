@@ -4,9 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.small_run import SmallRun
 
 settings.register_profile("project", deadline=None)  # a busy machine is no bug
 settings.load_profile("project")
@@ -49,3 +53,11 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.random_models import save_random_model
 
     return save_random_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> "SmallRun":
+    """The chain on the sandbox, run once."""
+    from tests.small_run import finish_small_run
+
+    return finish_small_run(tmp_path_factory.mktemp("small-run"))

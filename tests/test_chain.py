@@ -19,23 +19,18 @@ from nlft_ray.sandbox import QUICKSTART
 from nlft_ray.settings import load_config, validate
 from nlft_ray.storage import Folder
 from nlft_ray.summary import show
+from tests.small_run import SmallRun, small
 from tests.tables import read_table
-
-SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1", "pool.max_workers=1"]
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("chain") / "run"
-
-
-def small(run_dir: Path, *words: str) -> RunConfig:
-    return load_config(RunConfig, str(QUICKSTART), [*SMALL, f"run_dir={run_dir}", *words])
+def run_dir(small_run: SmallRun) -> Path:
+    return small_run.folder
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_the_chain_runs_every_stage_and_then_none_twice(run_dir: Path) -> None:
-    result = nlft_ray.run(small(run_dir))
+def test_the_chain_runs_every_stage_and_then_none_twice(run_dir: Path, small_run: SmallRun) -> None:
+    result = small_run.result
     responses, examples, scored = (read_table(run_dir / name) for name in ("responses", "examples", "scored"))
     assert len(responses) + len(read_table_rejects(run_dir / "responses")) == 16
     assert set(scored) == set(examples) <= set(responses)

@@ -64,7 +64,7 @@ class ModelConfig(Strict):
     """The target model."""
 
     path: PathOrName
-    """Folder or hub name of a causal language model; `sandbox` is the small one that comes with the package."""
+    """Folder, URI or hub name of a causal language model; `sandbox` is the small one that comes with the package."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -33,7 +33,6 @@ from tests.tables import write_table
 ROWS, ROWS_PER_SHARD = 320, 8
 SHARDS = ROWS // ROWS_PER_SHARD
 RAISES = 17  # number of the row that makes the model raise
-_PATIENCE_SECONDS = 240.0
 _GRACE_SECONDS = 5.0
 
 
@@ -101,6 +100,7 @@ class Running:
     """One start of a command. Leaving the `with` block kills whatever is left of it."""
 
     stage = "score"
+    patience_seconds = 240.0
     actor = "_ShardActor"
     """What the processes that do the work have in their titles."""
 
@@ -149,14 +149,14 @@ class Running:
         return "no local cluster came up" in self.text
 
     def wait(self) -> None:
-        self._process.wait(timeout=_PATIENCE_SECONDS)
+        self._process.wait(timeout=self.patience_seconds)
 
     def wait_until(self, reached: Callable[[], bool]) -> bool:
         """Whether something is reached before the command ends."""
         while not reached():
             if self.returncode is not None:
                 return False
-            assert self.seconds < _PATIENCE_SECONDS
+            assert self.seconds < self.patience_seconds
             time.sleep(self._pause)
         return True
 

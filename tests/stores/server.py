@@ -42,6 +42,8 @@ class Request:
     folder: str
     """First part of the key below `run/`: a stage's folder."""
     number: int
+    tries: int
+    """How often this was asked for, this time included."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Proxy:
         folder = key.removeprefix("run/").partition("/")[0]
         with self._lock:
             self._numbers[folder] += 1
-            request = Request(method, key, parts.query, folder, self._numbers[folder])
+            asked = f"{method} {target}"
+            self._numbers[asked] += 1
+            request = Request(method, key, parts.query, folder, self._numbers[folder], self._numbers[asked])
             fault = self.weather(request)
             if fault is None:
                 self.answered += 1

@@ -188,6 +188,10 @@ def test_what_may_follow_a_uri_is_said(store: Store, monkeypatch: pytest.MonkeyP
     assert store.objects() == {"x/deep/a.txt": 4}
     with pytest.raises(UserError, match=r"unknown options \['access_key'\]; .* endpoint_override, region, scheme"):
         Folder("s3://bucket/x?access_key=1").exists()
+    with pytest.raises(UserError, match=r"s3://…: it holds credentials\. Give those in the environment"):
+        Folder("s3://key:sesame@bucket/x").exists()
+    with pytest.raises(UserError, match="names no bucket; write s3://bucket/folder"):
+        Folder("s3:///x").exists()
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
     with pytest.raises(UserError, match="AWS_MAX_ATTEMPTS: 'many' is no number of tries"):
         Folder(here).exists()

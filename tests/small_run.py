@@ -1,0 +1,34 @@
+"""The chain on the sandbox, small: what several tests look at and none wants to wait for twice."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import nlft_ray
+from nlft_ray.chain import RunResult
+from nlft_ray.config import RunConfig
+from nlft_ray.sandbox import QUICKSTART
+from nlft_ray.settings import load_config
+
+SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1", "pool.max_workers=1"]
+
+
+def small(run_dir: Path | str, *words: str) -> RunConfig:
+    return load_config(RunConfig, str(QUICKSTART), [*SMALL, f"run_dir={run_dir}", *words])
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A finished run."""
+
+    folder: Path
+    """Tests may go on from here."""
+    untouched: Path
+    """As it was at the end of the run."""
+    result: RunResult
+
+
+def finish_small_run(folder: Path) -> SmallRun:
+    result = nlft_ray.run(small(folder / "run"))
+    shutil.copytree(folder / "run", folder / "untouched")
+    return SmallRun(folder / "run", folder / "untouched", result)
