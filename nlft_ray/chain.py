@@ -22,6 +22,7 @@ from nlft_ray.config import (
     ImportConfig,
     JudgeConfig,
     ModelConfig,
+    PoolConfig,
     ReportConfig,
     RunConfig,
     SampleConfig,
@@ -155,7 +156,8 @@ class _Round:
             draws = config.sample.model_copy(update={"seed": config.sample.seed + self._number - 1})
             result = self.stage("sample", SampleConfig, draws, "responses", input=result.output)
         if result.manifest.identity.table == "responses":
-            result = self.stage("judge", JudgeConfig, config.judge, "examples", input=result.output)
+            pool = _pool_of_a_server(config.pool) if config.judge.server else config.pool
+            result = self.stage("judge", JudgeConfig, config.judge, "examples", input=result.output, pool=pool)
         return result
 
     def scored(self, examples: StageResult, folder: str = "scored", **fields: Any) -> StageResult:
@@ -208,6 +210,11 @@ class _Round:
             if not last:
                 scored = self.scored(examples, f"{step}/scored", model=_exported(model, done[-1][1]))
         return done
+
+
+def _pool_of_a_server(pool: PoolConfig) -> PoolConfig:
+    """Where a server judges, actors only wait for its answers: on any node, without holding what scoring needs."""
+    return pool.model_copy(update={"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0})
 
 
 def _epochs(options: TrainOptions) -> list[TrainOptions]:

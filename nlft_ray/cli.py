@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -144,8 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("nlft-ray: stopped. The same command continues where this left off.", err=True)
-        sys.exit(130)
+        _stopped(signal.SIGINT)
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        _stopped(signal.SIGTERM)  # what Ray makes of the signal, which `ray job stop` sends
+
+
+def _stopped(by: signal.Signals) -> None:
+    click.echo("nlft-ray: stopped. The same command continues where this left off.", err=True)
+    sys.exit(128 + by)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from nlft_ray.progress import log
 from nlft_ray.storage import Folder
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
+_OF_A_JOB = "/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` brings
 
 # Settings that say where and how fast, never what comes out.
 _NOT_IDENTITY: dict[str, Any] = {
@@ -124,8 +125,13 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
     """Open an output folder: None when there is work to do, the manifest when it is complete already.
 
     Raises:
-        UserError: the folder belongs to another identity and `overwrite` is off.
+        UserError: the folder belongs to another identity and `overwrite` is off; or it would not outlive its job.
     """
+    if _OF_A_JOB in f"{folder.uri}/":
+        raise UserError(
+            f"output: {folder} lies in the copy of your working directory that Ray makes for a job, and deletes. Give "
+            "the whole path of a folder that all nodes share, or a URI such as s3://bucket/runs."
+        )
     if folder.has(PLAN):
         existing = Identity.model_validate_json(folder.read_text(PLAN))
         changes = differences(existing.model_dump(), identity.model_dump())

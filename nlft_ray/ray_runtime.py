@@ -3,23 +3,25 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.data
 from ray._private import ray_constants
+from ray._private.label_utils import validate_label_selector
 from ray.exceptions import RayError
 
 from nlft_ray.config import PoolConfig, WithPool
 from nlft_ray.errors import UserError
+from nlft_ray.placement import carries, places
+from nlft_ray.progress import log
 from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, work_shard
 from nlft_ray.storage import Folder
 
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # actors are processes already; its threads would fight over cores
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
 
 _SHAPES_SHARDS = {"seed": 0, "responses_per_question": 1}  # settings that only some stages have, and their absence
@@ -39,9 +41,9 @@ def connect(address: str | None) -> None:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": _QUIET_ENVIRONMENT},
     }
+    # Ray Data's actors make Ray's core print a warning as an error, which a user could only wonder about.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
-        # Ray Data's actors make Ray's core print a warning as an error, which a user could only wonder about.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         _start(settings)
         return
     try:
@@ -53,6 +55,8 @@ def connect(address: str | None) -> None:
 def _start(settings: dict[str, Any]) -> None:
     """A cluster of this machine alone. Ray's listens everywhere, lest others want to join; this one, on loopback."""
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its processes
+    # Ray makes its workers polite: then Ray's own processes, and whatever else runs, slow each of their steps.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
     try:
         ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
@@ -65,8 +69,21 @@ def _start(settings: dict[str, Any]) -> None:
         ) from error
 
 
-def cluster_has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
+def nodes_with(label_selector: Mapping[str, str]) -> list[dict[str, float]]:
+    """Resources of every living node that the selector allows.
+
+    Raises:
+        UserError: the selector is not one.
+    """
+    if problem := validate_label_selector(dict(label_selector)):
+        raise UserError(f"label_selector: {problem}")
+    return [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and carries(node.get("Labels") or {}, label_selector)
+    ]
+
+
+def have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
+    return any(node.get("GPU", 0) > 0 for node in nodes)
 
 
 def map_shards(
@@ -74,17 +91,14 @@ def map_shards(
 ) -> Iterator[ShardReport]:
     """Work on every shard, each by some actor of the pool; reports arrive in any order.
 
-    An actor that dies is replaced and its shard done again. Only the shards' names travel through Ray: the rows go
-    from file to actor to file, so the driver's memory does not grow with the table.
+    An actor that dies is replaced and its shard done again. More actors start when nodes join. Only the shards' names
+    travel through Ray: the rows go from file to actor to file, so the driver's memory does not grow with the table.
 
     Raises:
         UserError: as the worker raises it.
     """
     quiet_ray_data()
-    gpus = config.pool.gpus_per_worker
-    gpus = (1.0 if cluster_has_gpus() else 0.0) if gpus is None else gpus
-    most = min(len(shards), config.pool.max_workers or _room(config.pool, gpus))
-    least = min(config.pool.min_workers, most)
+    gpus, size = _pool_of(config.pool, len(shards), stage)
     work = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
         _ShardActor,
         fn_constructor_kwargs={
@@ -96,7 +110,7 @@ def map_shards(
         },
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, initial_size=most),
+        compute=size,
         num_cpus=config.pool.cpus_per_worker,
         num_gpus=gpus,
         label_selector=config.pool.label_selector or None,
@@ -127,12 +141,22 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _room(pool: PoolConfig, gpus: float) -> int:
-    """How many actors the cluster can hold now."""
-    resources = ray.cluster_resources()
-    by_cpu = resources.get("CPU", 0) // pool.cpus_per_worker
-    by_gpu = resources.get("GPU", 0) // gpus if gpus else by_cpu
-    return max(int(min(by_cpu, by_gpu)), 1)
+def _pool_of(pool: PoolConfig, shards: int, stage: str) -> tuple[float, ray.data.ActorPoolStrategy]:
+    """GPUs of one actor, and how many actors: those that are asked for, or as many as find room now and later."""
+    nodes = nodes_with(pool.label_selector)
+    gpus = pool.gpus_per_worker
+    gpus = (1.0 if have_gpus(nodes) else 0.0) if gpus is None else gpus
+    room = places(nodes, pool.cpus_per_worker, gpus)
+    if room == 0:
+        where = f" with the labels {pool.label_selector}" if pool.label_selector else ""
+        log(
+            f"{stage}: no node{where} has room for a worker of {pool.cpus_per_worker} CPUs and {gpus:g} GPUs; "
+            "waiting for nodes."
+        )
+    most = min(shards, pool.max_workers or shards)
+    least = min(pool.min_workers, most)
+    begin_with = most if pool.max_workers else min(max(room, least), most)
+    return gpus, ray.data.ActorPoolStrategy(min_size=least, max_size=most, initial_size=begin_with)
 
 
 class _ShardActor:

@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nlft_ray
-from nlft_ray.chain import _epochs
+from nlft_ray.chain import _epochs, _Round
 from nlft_ray.cli import main
 from nlft_ray.config import ModelConfig, RunConfig, TrainOptions
 from nlft_ray.errors import UserError
@@ -20,6 +20,7 @@ from nlft_ray.settings import load_config, validate
 from nlft_ray.storage import Folder
 from nlft_ray.summary import show
 from tests.small_run import SmallRun, small
+from tests.stages.judge.fake_server import Reply, serving
 from tests.tables import read_table
 
 
@@ -127,6 +128,20 @@ def test_refreshed_epochs_take_the_schedules_rate_in_their_middle(schedule: str,
     assert [piece.warmup_fraction for piece in pieces] == [0.4, 0.0]
     assert len({piece.seed for piece in pieces}) == 2
     assert _epochs(whole.model_copy(update={"epochs": 1})) == [whole.model_copy(update={"epochs": 1})]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_server_judges_while_there_is_no_node_that_scores(tmp_path: Path) -> None:
+    data = tmp_path / "responses.jsonl"
+    data.write_text('{"q": "2 + 2?", "r": "5", "v": "incorrect"}\n')
+    with serving(lambda request, number: Reply()) as server:
+        words = [f"run_dir={tmp_path / 'run'}", "model.path=sandbox", f"questions.source={data}"]
+        words += ["questions.format=columns", "questions.columns={question: q, response: r, verdict: v}"]
+        words += [f"judge.server.base_url={server.base_url}", "judge.server.model=judge"]
+        config = load_config(RunConfig, None, [*words, "pool.label_selector.pool=nowhere", "pool.gpus_per_worker=1"])
+        chain = _Round(config, 1, Folder(config.run_dir), config.model)
+        examples = chain.examples(chain.imported("questions", config.questions))
+    assert [row["judgment"] for row in read_table(examples.output).values()] == ["It adds one too many."]
 
 
 def test_rounds_need_questions(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line as a person meets it: quick help, one message for a mistake, no stack trace."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nlft_ray.cli import main
+from nlft_ray.cli import app, main
 from nlft_ray.stages import STAGES
 
 
@@ -56,3 +57,19 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(words: list[str], messag
     assert finished.returncode == 2
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(signal.SIGTERM), 143)])
+def test_who_is_stopped_says_that_it_goes_on_later(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray makes a SystemExit of the SIGTERM that `ray job stop` sends."""
+
+    def stopped(**settings: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(app, "main", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == code
+    assert "The same command continues" in capsys.readouterr().err

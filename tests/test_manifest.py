@@ -35,6 +35,13 @@ def test_begin_is_new_then_continues_then_is_complete(tmp_path: Path) -> None:
     assert begin(folder, identity(), overwrite=False) == manifest()
 
 
+def test_a_folder_that_goes_with_its_job_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    with pytest.raises(UserError, match="runs/scored lies in the copy of your working directory"):
+        begin(Folder(str(copy / "runs" / "scored")), identity(), overwrite=False)
+    assert not copy.exists()
+
+
 def test_another_identity_is_refused_by_the_name_of_the_field(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
     begin(folder, identity(), overwrite=False)

@@ -108,7 +108,8 @@ class JudgeOptions(Strict):
     """Who judges the incorrect responses, and how."""
 
     server: JudgeServer | None = None
-    """An OpenAI-compatible server; unset, the target model judges itself."""
+    """An OpenAI-compatible server, whose actors take any node and no GPU in a run; unset, the target model judges
+    itself."""
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature of the judgment; 0 is greedy."""
     max_new_tokens: PositiveInt = 256
@@ -228,7 +229,7 @@ class TrainOptions(Strict):
     cpus_per_worker: PositiveInt | None = None
     """CPU cores, and threads, of one worker; unset, the machine's cores divided by the workers."""
     gpus_per_worker: Literal[0, 1] | None = None
-    """GPUs of one worker; unset, 1 where the cluster has GPUs and 0 elsewhere."""
+    """GPUs of one worker; unset, 1 where nodes with these labels have GPUs and 0 elsewhere."""
     label_selector: dict[str, str] = {}
     """Labels that a node must have to be given a training worker, such as `pool: train`."""
     checkpoint_every_steps: PositiveInt | None = None

@@ -148,12 +148,13 @@ class PoolConfig(Strict):
     min_workers: PositiveInt = 1
     """Actors that are kept at the least."""
     max_workers: PositiveInt | None = None
-    """Actors at the most; unset, as many as the cluster's CPUs (or GPUs) can hold."""
+    """Actors at the most, which are also asked of a cluster that can grow; unset, as many as find room, also on nodes
+    that join."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores, and threads, of one actor."""
     gpus_per_worker: NonNegativeFloat | None = None
-    """GPUs of one actor, over which a model too large for one is spread; unset, 1 where the cluster has GPUs and 0
-    elsewhere."""
+    """GPUs of one actor, over which a model too large for one is spread; unset, 1 where nodes with these labels have
+    GPUs and 0 elsewhere."""
     label_selector: dict[str, str] = {}
     """Labels that a node must have to be given actors, such as `pool: score`."""
     rows_per_shard: PositiveInt | None = None

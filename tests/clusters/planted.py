@@ -3,7 +3,6 @@
 python -m tests.clusters.planted FOLDER BASE_URL MODEL
 """
 
-import socket
 import subprocess
 import sys
 import time
@@ -13,16 +12,11 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from tests.clusters.job_cluster import free_port
 from tests.conftest import ROOT
 
 KEY_VARIABLE = "MY_JUDGE_KEY"
 _TRIES = 30  # a cluster's agent takes some seconds to come up
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @contextmanager

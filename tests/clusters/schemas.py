@@ -19,7 +19,7 @@ import ray.autoscaler
 import yaml
 from googleapiclient.discovery_cache import get_static_doc
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.runtime_env import RuntimeEnv
+from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
 from ray.scripts.scripts import start as ray_start
 
 Schema = dict[str, Any]
@@ -220,7 +220,8 @@ def ray_start_options(commands: Sequence[str]) -> list[str]:
 
 def check_runtime_env(values: Any) -> None:
     """Ray only warns of unknown fields."""
-    must(set(values) <= RuntimeEnv.known_fields, f"unknown: {sorted(set(values) - RuntimeEnv.known_fields)}")
+    for keys, known in ((values, RuntimeEnv.known_fields), (values["config"], RuntimeEnvConfig.known_fields)):
+        must(set(keys) <= known, f"unknown: {sorted(set(keys) - known)}")
     RuntimeEnv(**values)
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,9 @@ def test_a_ray_start_option_that_does_not_exist_is_found() -> None:
     assert ray_start_options(["ray stop; ray start --head --port=6379"]) == ["--head", "--port"]
     with pytest.raises(ValueError, match="dashbord"):
         ray_start_options(["ray start --head --dashbord-host=127.0.0.1"])
+
+
+def test_a_job_brings_what_the_package_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    assert read(CLUSTERS / "runtime_env.yaml")["pip"]["packages"] == needed

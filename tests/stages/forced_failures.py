@@ -112,8 +112,7 @@ class Running:
             [sys.executable, "-m", "nlft_ray.cli", self.stage, *words],
             stdout=self._said,
             stderr=subprocess.STDOUT,
-            # Ray makes its workers polite: on a busy machine they would wait for everything else
-            env=environment | {"RAY_TMPDIR": self._ray_folder, "RAY_worker_niceness": "0"},
+            env=environment | {"RAY_TMPDIR": self._ray_folder},
             start_new_session=True,
         )
         self._began = time.monotonic()

@@ -33,13 +33,13 @@ from nlft_ray.manifest import (
     input_fingerprint,
     read_manifest,
 )
+from nlft_ray.placement import largest_share, places
 from nlft_ray.progress import log
 from nlft_ray.shards import REJECTED, rejects_table
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
 from nlft_ray.stages.train.examples import Weighing
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
-from nlft_ray.stages.train.placement import largest_share, places
 from nlft_ray.stages.train.watch import Watch, add_note
 from nlft_ray.storage import Folder
 
@@ -226,14 +226,10 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 
 def _worker_resources(config: TrainConfig) -> dict[str, float]:
     """CPUs and GPUs of one worker; where the number of CPUs is left open, as many as let all workers start."""
+    nodes = ray_runtime.nodes_with(config.label_selector)
     gpus: int | None = config.gpus_per_worker
     if gpus is None:
-        gpus = 1 if ray_runtime.cluster_has_gpus() else 0
-    nodes = [
-        node["Resources"]
-        for node in ray.nodes()
-        if node["Alive"] and config.label_selector.items() <= (node.get("Labels") or {}).items()
-    ]
+        gpus = 1 if ray_runtime.have_gpus(nodes) else 0
     cpus = config.cpus_per_worker or largest_share(nodes, config.most_workers, gpus)
     room = places(nodes, cpus, gpus)
     if room < config.least_workers:
