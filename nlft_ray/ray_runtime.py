@@ -59,7 +59,8 @@ def _start(settings: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
     try:
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=True, **settings)
+        # "local": a cluster that somebody has started here by `ray start` is used when it is asked for, as any other.
+        ray.init("local", num_cpus=os.cpu_count(), include_dashboard=True, **settings)
     except Exception as error:  # Ray's own type for it is Exception
         if "timed out during startup" not in str(error):
             raise

@@ -3,6 +3,9 @@
 Where actors ran is read from the cluster's own records, not from the configuration.
 """
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +61,15 @@ def test_work_is_in_its_pool_and_who_has_none_left_leaves(tmp_path: Path, pools:
     assert {line["workers"] for line in support.record(tmp_path / "trained")} == {2}
     assert len(pools.actors(TRAINING_WORKER)) == 2
     assert pools.nodes_of(TRAINING_WORKER, set()) == {"train-1"}
+
+
+def test_a_command_that_names_no_cluster_starts_its_own(pools: Pools) -> None:
+    """Ray by itself would take the one that it finds on the machine."""
+    code = "import ray; from nlft_ray.ray_runtime import connect; connect(None); print(len(ray.nodes()))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split()[-1] == "1"
 
 
 def test_a_scoring_node_that_joins_is_used_and_one_that_dies_costs_its_work_in_flight(
