@@ -12,19 +12,18 @@ released  the pattern of the method's first release: an example at a time, its c
 Peak memory is counted from the state in which the model stands loaded, right before the first step.
 """
 
-import contextlib
 import json
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import peak, reset_peak
 from released_pattern import grow, released_facts
+from watching import Watch
 
 from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
@@ -116,7 +115,7 @@ def _ours(task: dict[str, Any], **changes: Any) -> Measure:
 
     began = time.time()
     config = _config(task, **changes)
-    with _Watch("RayTrainWorker", Path(config.output) / "metrics.jsonl") as watch:
+    with Watch("RayTrainWorker", Path(config.output) / "metrics.jsonl") as watch:
         nlft_ray.train(config)
     lines = read_metrics(Folder(config.output))
     counted = lines[task["warm_up_steps"] :]
@@ -156,53 +155,6 @@ def _without_ray(task: dict[str, Any]) -> Measure:
         clock.step_done()
     dist.destroy_process_group()
     return clock.measure() | {"losses": losses}
-
-
-class _Watch:
-    """Looks, a hundred times a second, at the memory of processes of some name, and waits for a file's first line."""
-
-    def __init__(self, name: str, file: Path):
-        self._name, self._file = name, file
-        self._memory: list[tuple[float, int]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.first_line = math.nan
-
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def growth_after(self, moment: float) -> int:
-        """Bytes, over all the processes, at the most, above what they held at that moment."""
-        held = [used for when, used in self._memory if when <= moment][-1]
-        return max(used for when, used in self._memory if when > moment) - held
-
-    def _look(self) -> None:
-        processes: list[Path] = []
-        searched = 0.0
-        while not self._stop.wait(0.01):
-            now = time.time()
-            if now - searched > 1 and math.isnan(self.first_line):
-                processes, searched = list(self._processes()), now
-            self._memory.append((now, sum(map(_resident, processes))))
-            if math.isnan(self.first_line) and self._file.is_file() and self._file.stat().st_size:
-                self.first_line = now
-
-    def _processes(self) -> Iterator[Path]:
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self._name in (folder / "cmdline").read_text():
-                    yield folder / "statm"
-
-
-def _resident(statm: Path) -> int:
-    with contextlib.suppress(OSError):
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def _plain(task: dict[str, Any]) -> Measure:

@@ -14,7 +14,7 @@ import pytest
 from nlft_ray.manifest import MANIFEST
 from nlft_ray.sandbox import QUICKSTART
 from nlft_ray.schema import CORRECT, INCORRECT
-from tests.clusters.job_cluster import JobCluster
+from tests.clusters.job_cluster import JobCluster, job_cluster
 from tests.stages.forced_failures import Scoring, example_rows
 from tests.stages.train import support
 from tests.tables import example, read_table, write_table
@@ -22,12 +22,8 @@ from tests.tables import example, read_table, write_table
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[JobCluster]:
-    started = JobCluster()
-    try:
-        started.wait_until_it_takes_jobs()
+    with job_cluster() as started:
         yield started
-    finally:
-        started.shut_down()
 
 
 def test_score_and_train_run_as_jobs(tmp_path: Path, cluster: JobCluster, random_llama: str) -> None:
@@ -131,12 +127,8 @@ def bare(tmp_path: Path) -> Iterator[JobCluster]:
     venv.create(tmp_path / "bare", with_pip=False)
     packages = next((tmp_path / "bare" / "lib").glob("python*/site-packages"))
     (packages / "those-of-the-tests.pth").write_text(sysconfig.get_path("purelib"))  # its own .pth files are not read
-    started = JobCluster(str(tmp_path / "bare" / "bin" / "python"))
-    try:
-        started.wait_until_it_takes_jobs()
+    with job_cluster(str(tmp_path / "bare" / "bin" / "python")) as started:
         yield started
-    finally:
-        started.shut_down()
 
 
 def test_nodes_without_the_package_get_it_with_the_job(tmp_path: Path, bare: JobCluster, random_llama: str) -> None:

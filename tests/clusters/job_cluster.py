@@ -1,5 +1,6 @@
 """A cluster that takes jobs, on loopback, and Ray's own command line to submit, watch and stop them."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -62,11 +63,22 @@ class Job:
         self._process.wait()
 
 
+@contextlib.contextmanager
+def job_cluster(python: str = sys.executable) -> Iterator["JobCluster"]:
+    """A cluster that takes jobs, until the block is left."""
+    started = JobCluster(python)
+    try:
+        started.wait_until_it_takes_jobs()
+        yield started
+    finally:
+        started.shut_down()
+
+
 class JobCluster:
     """One node of two CPUs. `python` may belong to another environment than the tests'; then the node does not find
     the package on the tests' path."""
 
-    def __init__(self, python: str = sys.executable):
+    def __init__(self, python: str):
         self._folder = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # short: a socket's path has at most 107 letters
         self._jobs: list[Job] = []
         dashboard = free_port()
