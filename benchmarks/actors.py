@@ -1,7 +1,7 @@
 """What do Ray and a second actor cost and gain? Scores the same rows in a bare loop, by one actor and by two.
 
     pip install 'nlft-ray[bench]'
-    python benchmarks/actors.py --data ../shared/data/gsm8k --rows 256 --output actors.json
+    python benchmarks/actors.py --data ../shared/data/gsm8k --rows 512 --output actors.json
 
 One thread each. Every way runs in a process of its own, one after another, and its time counts from the start of that
 process: Python's imports, loading the model and, where it is used, starting Ray. `two loops` are two bare loops at
@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     shared = os.environ.get("NLFT_SHARED", "../shared")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path(shared) / "data/gsm8k", help="folder of GSM8K")
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--shape", choices=("60M", "tiny"), default="60M")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--output", type=Path, help="JSON file of all figures")
@@ -97,8 +97,10 @@ def timed(given: argparse.Namespace, way: str, folder: str) -> float:
 
 def work(way: str, folder: Path, part: str, dtype: str) -> None:
     import nlft_ray
+    from nlft_ray import process
     from nlft_ray.config import ScoreConfig
 
+    process.prepare()  # as the command line does
     config = ScoreConfig.model_validate(
         {
             "input": str(folder / "examples"),

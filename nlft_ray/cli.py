@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nlft_ray import __version__
+from nlft_ray import __version__, process
 from nlft_ray.errors import UserError
 from nlft_ray.stages import STAGES, Stage
 
@@ -136,6 +136,7 @@ def inspect(folder: str, row_id: str | None, examples: str | None, policy: str) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. A user's mistake is one message and exit code 2."""
+    process.prepare()
     try:
         app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
     except UserError as error:

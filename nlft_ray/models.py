@@ -3,19 +3,21 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers  # by its name: it loads each part of itself only when that is used
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.quantizers.auto import AutoQuantizationConfig
 
 from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.model_copies import local_copy
 from nlft_ray.storage import Folder, side_by_side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _WEIGHTS = "*.safetensors"
 _WANTED_FILES = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
@@ -80,14 +82,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     folder = model_folder(config, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: the tokenizer in {config.path} does not load: {error}") from error
     end_of_turn_id(tokenizer, config)
     return tokenizer
 
 
-def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> PreTrainedModel:
+def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> "PreTrainedModel":
     """The model, in evaluation mode, on `on` (default: this process's device).
 
     With `spread`, its layers go to all GPUs that this process sees, where there are several.
@@ -100,7 +102,7 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     placed = spread or config.quantization is not None  # by transformers, as it loads
     device_map: Any = "auto" if spread else {"": on or device()} if placed else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype_of(config),
             attn_implementation=config.attention,
@@ -117,6 +119,8 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
 def _quantization(config: ModelConfig) -> Any:
     if config.quantization is None:
         return None
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
     try:
         return AutoQuantizationConfig.from_dict(dict(config.quantization))
     except (ValueError, TypeError, ImportError) as error:
@@ -143,7 +147,8 @@ def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
 
 def max_length(config: ModelConfig) -> int:
     """Most tokens of prompt and response together: the setting, else the model's own limit."""
-    loaded = AutoConfig.from_pretrained(model_folder(config, weights=False), trust_remote_code=config.trust_remote_code)
+    folder = model_folder(config, weights=False)
+    loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     own = getattr(loaded.get_text_config(), "max_position_embeddings", None)
     if config.max_length and own and config.max_length > own:
         raise UserError(f"model.max_length: {config.max_length} is above the {own} positions that {config.path} has.")

@@ -3,9 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -13,12 +14,15 @@ from ray._private import ray_constants
 from ray._private.label_utils import validate_label_selector
 from ray.exceptions import RayError
 
+from nlft_ray import process
 from nlft_ray.config import PoolConfig, WithPool
 from nlft_ray.errors import UserError
 from nlft_ray.placement import carries, places
 from nlft_ray.progress import log
-from nlft_ray.shards import Shard, ShardReport, Worker, finished_shard, work_shard
+from nlft_ray.shards import MakesWorker, Shard, ShardReport, Worker, finished_shard, work_shard
 from nlft_ray.storage import Folder
+
+T = TypeVar("T")
 
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # actors are processes already; its threads would fight over cores
@@ -36,20 +40,28 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    settings: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": _QUIET_ENVIRONMENT},
-    }
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray Data's actors make Ray's core print a warning as an error, which a user could only wonder about.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
         _start(settings)
         return
     try:
-        ray.init(address=address, **settings)
+        ray.init(address=address, runtime_env={"env_vars": _QUIET_ENVIRONMENT}, **settings)
     except (ConnectionError, RayError, RuntimeError) as error:
         raise UserError(f"ray_address: no Ray cluster answers at {address}: {error}") from error
+
+
+def connect_during(work: Callable[[], T], address: str | None) -> T:
+    """What `work` returns, done while Ray starts, which is mostly waiting.
+
+    Raises:
+        UserError: no cluster answers at `address`; or as `work` raises it.
+    """
+    with ThreadPoolExecutor(1, "while-ray-starts") as thread:
+        working = thread.submit(work)
+        connect(address)
+        return working.result()
 
 
 def _start(settings: dict[str, Any]) -> None:
@@ -58,9 +70,10 @@ def _start(settings: dict[str, Any]) -> None:
     # Ray makes its workers polite: then Ray's own processes, and whatever else runs, slow each of their steps.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
+    os.environ.update(_QUIET_ENVIRONMENT)  # inherited: for a runtime environment Ray starts every worker twice
     try:
         # "local": a cluster that somebody has started here by `ray start` is used when it is asked for, as any other.
-        ray.init("local", num_cpus=os.cpu_count(), include_dashboard=True, **settings)
+        ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, **settings)
     except Exception as error:  # Ray's own type for it is Exception
         if "timed out during startup" not in str(error):
             raise
@@ -88,7 +101,7 @@ def have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
 
 
 def map_shards(
-    worker: type[Worker], config: WithPool, shards: Sequence[Shard], source: Folder, output: Folder, stage: str
+    worker: MakesWorker, config: WithPool, shards: Sequence[Shard], source: Folder, output: Folder, stage: str
 ) -> Iterator[ShardReport]:
     """Work on every shard, each by some actor of the pool; reports arrive in any order.
 
@@ -163,7 +176,8 @@ def _pool_of(pool: PoolConfig, shards: int, stage: str) -> tuple[float, ray.data
 class _ShardActor:
     """Holds one worker, with its model, for all the shards that this process is given."""
 
-    def __init__(self, worker: type[Worker], config: WithPool, source: Folder, output: Folder, stage: str):
+    def __init__(self, worker: MakesWorker, config: WithPool, source: Folder, output: Folder, stage: str):
+        process.prepare()
         import torch  # not needed on the driver
 
         torch.set_num_threads(config.pool.cpus_per_worker)
@@ -171,7 +185,7 @@ class _ShardActor:
         self._worker: Worker | None = None
         self._mistake = ""
         try:
-            self._worker = worker(config)  # type: ignore[call-arg]
+            self._worker = worker(config)
         except UserError as error:
             self._mistake = str(error)
 

@@ -8,7 +8,7 @@ import errno
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -87,6 +87,10 @@ class Worker(Protocol):
     schema: pa.Schema
 
     def __call__(self, table: pa.Table, seed: int) -> Worked: ...
+
+
+MakesWorker = Callable[[Any], Worker]
+"""Makes a worker of a stage's configuration, in an actor. A function, since what it imports weighs seconds."""
 
 
 def plan_shards(source: Folder, rows_per_shard: int | None, plan: str = "") -> list[Shard]:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nlft_ray import ray_runtime
@@ -19,10 +20,18 @@ from nlft_ray.manifest import (
     input_fingerprint,
     read_manifest,
 )
-from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.progress import RowProgress, log
 from nlft_ray.prompts import prompts_fingerprint
-from nlft_ray.shards import DATA, Shard, ShardReport, Worker, finished_shards, input_ids, plan_shards, remove_strays
+from nlft_ray.shards import (
+    DATA,
+    MakesWorker,
+    Shard,
+    ShardReport,
+    finished_shards,
+    input_ids,
+    plan_shards,
+    remove_strays,
+)
 from nlft_ray.storage import Folder
 
 
@@ -32,7 +41,7 @@ def run_table_stage(
     stage: str,
     reads: str | tuple[str, ...],
     writes: str,
-    worker: type[Worker],
+    worker: MakesWorker,
     loads_model: bool = True,
     summarise: Callable[[Manifest], dict[str, float]] | None = None,
 ) -> StageResult:
@@ -45,7 +54,9 @@ def run_table_stage(
     """
     source, output = Folder(config.input), Folder(config.output)
     input_manifest = read_manifest(source, table=reads)
-    identity = _identity(config, stage, writes, input_manifest, loads_model)
+    identify = partial(_identity, config, stage, writes, input_manifest, loads_model)
+    there = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
+    identity = identify() if there else ray_runtime.connect_during(identify, config.ray_address)
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = finished_shards(output, shards)
@@ -70,6 +81,8 @@ def _identity(config: Any, stage: str, writes: str, input_manifest: Manifest, lo
     made_by = input_manifest.identity
     fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
     if loads_model:
+        from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+
         tokenizer = load_tokenizer(config.model)
         fields |= {
             "model": model_fingerprint(config.model),
@@ -91,7 +104,7 @@ def _identity(config: Any, stage: str, writes: str, input_manifest: Manifest, lo
 def _work(
     config: Any,
     stage: str,
-    worker: type[Worker],
+    worker: MakesWorker,
     source: Folder,
     output: Folder,
     shards: list[Shard],

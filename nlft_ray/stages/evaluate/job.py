@@ -3,8 +3,8 @@
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import Manifest, StageResult
+from nlft_ray.shards import Worker
 from nlft_ray.stages.evaluate.accuracy import wilson_interval
-from nlft_ray.stages.evaluate.worker import EvaluateWorker
 from nlft_ray.table_stage import run_table_stage
 from nlft_ray.verifiers import load_verifier
 
@@ -21,9 +21,15 @@ def evaluate(config: EvaluateConfig) -> StageResult:
         stage="evaluate",
         reads="questions",
         writes="predictions",
-        worker=EvaluateWorker,
+        worker=_worker,
         summarise=_accuracy,
     )
+
+
+def _worker(config: EvaluateConfig) -> Worker:
+    from nlft_ray.stages.evaluate.worker import EvaluateWorker  # with torch and transformers: in actors alone
+
+    return EvaluateWorker(config)
 
 
 def _accuracy(manifest: Manifest) -> dict[str, float]:

@@ -2,8 +2,7 @@
 
 from nlft_ray.config import JudgeConfig
 from nlft_ray.manifest import StageResult
-from nlft_ray.stages.judge.self_judge import SelfJudge
-from nlft_ray.stages.judge.server_judge import ServerJudge
+from nlft_ray.shards import Worker
 from nlft_ray.storage import Folder
 from nlft_ray.table_stage import run_table_stage
 
@@ -14,15 +13,24 @@ def judge(config: JudgeConfig) -> StageResult:
     Raises:
         UserError: see `run_table_stage`; or the server cannot be reached, or refuses the key or the model.
     """
-    worker = SelfJudge if config.server is None else ServerJudge
     return run_table_stage(
         _for_server(config),
         stage="judge",
         reads=("responses", "examples"),
         writes="examples",
-        worker=worker,
+        worker=_worker,
         loads_model=config.server is None,
     )
+
+
+def _worker(config: JudgeConfig) -> Worker:
+    if config.server is None:
+        from nlft_ray.stages.judge.self_judge import SelfJudge  # with torch and transformers: in actors alone
+
+        return SelfJudge(config)
+    from nlft_ray.stages.judge.server_judge import ServerJudge
+
+    return ServerJudge(config)
 
 
 def _for_server(config: JudgeConfig) -> JudgeConfig:

@@ -2,7 +2,7 @@
 
 from nlft_ray.config import SampleConfig
 from nlft_ray.manifest import StageResult
-from nlft_ray.stages.sample.worker import SampleWorker
+from nlft_ray.shards import Worker
 from nlft_ray.table_stage import run_table_stage
 from nlft_ray.verifiers import load_verifier
 
@@ -14,4 +14,10 @@ def sample(config: SampleConfig) -> StageResult:
         UserError: see `run_table_stage`; or the verifier cannot be loaded.
     """
     load_verifier(config.verifier)  # a mistake here should not wait for an actor
-    return run_table_stage(config, stage="sample", reads="questions", writes="responses", worker=SampleWorker)
+    return run_table_stage(config, stage="sample", reads="questions", writes="responses", worker=_worker)
+
+
+def _worker(config: SampleConfig) -> Worker:
+    from nlft_ray.stages.sample.worker import SampleWorker  # with torch and transformers: in actors alone
+
+    return SampleWorker(config)

@@ -3,7 +3,7 @@
 from nlft_ray.config import ScoreConfig
 from nlft_ray.manifest import StageResult
 from nlft_ray.progress import log
-from nlft_ray.stages.score.worker import ScoreWorker
+from nlft_ray.shards import Worker
 from nlft_ray.table_stage import run_table_stage
 
 
@@ -13,10 +13,16 @@ def score(config: ScoreConfig) -> StageResult:
     Raises:
         UserError: see `run_table_stage`.
     """
-    result = run_table_stage(config, stage="score", reads="examples", writes="scored", worker=ScoreWorker)
+    result = run_table_stage(config, stage="score", reads="examples", writes="scored", worker=_worker)
     if not result.reused and result.manifest.counts.get("padded_passes"):
         log(
             "score: this model mixes rows that stand one after another, so they were padded, and what a row's contexts "
             "share ran for each: that takes longer, the values are the same."
         )
     return result
+
+
+def _worker(config: ScoreConfig) -> Worker:
+    from nlft_ray.stages.score.worker import ScoreWorker  # with torch and transformers: in actors alone
+
+    return ScoreWorker(config)

@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from nlft_ray import ray_runtime
+from nlft_ray import process, ray_runtime
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.manifest import (
@@ -77,11 +77,9 @@ def train(config: TrainConfig) -> StageResult:
     scored = read_manifest(source, table="scored")
     check_deepspeed_keys(config.deepspeed, config.zero_stage)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
-    with ThreadPoolExecutor(1, "identity") as thread:
-        identifying = thread.submit(_identity, config, scored, held_out)
-        if not output.has(MANIFEST):  # so there is work: Ray can start while transformers is imported
-            ray_runtime.connect(config.ray_address)
-        identity = identifying.result()
+    identify = partial(_identity, config, scored, held_out)
+    there = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
+    identity = identify() if there else ray_runtime.connect_during(identify, config.ray_address)
     complete = begin(output, identity, overwrite=config.overwrite)
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
@@ -258,6 +256,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
     """What one of Ray Train's workers runs. A user's mistake is returned: raised, it would be tried again."""
     if not settings["gpus"]:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # before DeepSpeed looks for a device
+    process.prepare()
     import torch
 
     from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
