@@ -20,6 +20,8 @@ from nlft_ray.schema import REJECTS
 from nlft_ray.storage import Folder, side_by_side
 
 DATA, REJECTED = "data", "rejects"
+UNFINISHED = "unfinished"
+"""Folder of what a worker keeps of shards that are not done yet; it goes when the table is whole."""
 _SHARDS_AIMED_AT, _MIN_ROWS, _MAX_ROWS = 64, 16, 4096
 _FOOTER_KEY = b"nlft_ray"
 

@@ -24,6 +24,7 @@ from nlft_ray.progress import RowProgress, log
 from nlft_ray.prompts import prompts_fingerprint
 from nlft_ray.shards import (
     DATA,
+    UNFINISHED,
     MakesWorker,
     Shard,
     ShardReport,
@@ -70,6 +71,7 @@ def run_table_stage(
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
     _audit(shards, reports, ids, input_manifest)
     remove_strays(output, shards)
+    (output / UNFINISHED).remove()
     check_rejects(config, stage, manifest, output)
     if summarise:
         manifest = manifest.model_copy(update={"counts": manifest.counts | summarise(manifest)})

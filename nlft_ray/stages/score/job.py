@@ -3,7 +3,8 @@
 from nlft_ray.config import ScoreConfig
 from nlft_ray.manifest import StageResult
 from nlft_ray.progress import log
-from nlft_ray.shards import Worker
+from nlft_ray.shards import UNFINISHED, Worker
+from nlft_ray.storage import Folder
 from nlft_ray.table_stage import run_table_stage
 
 
@@ -23,6 +24,7 @@ def score(config: ScoreConfig) -> StageResult:
 
 
 def _worker(config: ScoreConfig) -> Worker:
-    from nlft_ray.stages.score.worker import ScoreWorker  # with torch and transformers: in actors alone
+    from nlft_ray.stages.score.kept import KeptBatches  # with torch and transformers: in actors alone
+    from nlft_ray.stages.score.worker import ScoreWorker
 
-    return ScoreWorker(config)
+    return ScoreWorker(config, KeptBatches(Folder(config.output) / UNFINISHED))

@@ -47,6 +47,15 @@ class Pass:
     contexts: list[Context]  # which each response stands under
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows that run by themselves, whatever else is scored."""
+
+    rows: Sequence[ScoringRow]
+    prefix: Sequence[int]  # tokens that have run before, of which every prompt of these rows is a continuation
+    trees: Sequence[Tree]  # of each row, what remains to run; empty where the model takes none
+
+
 class Scorer:
     """Runs one model over batches of a token budget."""
 
@@ -61,11 +70,35 @@ class Scorer:
         self.takes_trees = takes_trees(model)
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
 
-    @torch.inference_mode()
     def __call__(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
         """Facts of every row under each of its contexts."""
-        if self.takes_trees:
-            return self._score_trees(rows)
+        return [facts for batch in self.batches(rows) for facts in self.score(batch)]
+
+    @torch.inference_mode()
+    def batches(self, rows: Sequence[ScoringRow]) -> list[Batch]:
+        """The rows in their order, in batches; in one, where the model takes no trees."""
+        if not self.takes_trees:
+            return [Batch(rows, [], [])] if rows else []
+        trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
+        prefix = self._stored(trunks)
+        stored = len(prefix)
+        trees = [
+            Tree(trunk[stored:], [(prompt[len(trunk) :], row.response_ids) for prompt in row.prompts.values()])
+            for row, trunk in zip(rows, trunks, strict=True)
+        ]
+        batches = fill([len(tree) for tree in trees], self._max_tokens)
+        return [Batch(rows[batch], prefix, trees[batch]) for batch in batches]
+
+    @torch.inference_mode()
+    def score(self, batch: Batch) -> list[dict[Context, PassFacts]]:
+        """Facts of every row of a batch under each of its contexts."""
+        if not batch.trees:
+            return self._score_alone(batch.rows)
+        facts = iter(self._run(_forest_pass(batch), self._prefix_states(batch.prefix)))
+        return [{context: next(facts) for context in row.prompts} for row in batch.rows]
+
+    def _score_alone(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
+        """Context after context, each response behind its own prompt."""
         found: list[dict[Context, PassFacts]] = [{} for _ in rows]
         for context in get_args(Context):
             needing = [index for index, row in enumerate(rows) if context in row.prompts]
@@ -74,33 +107,20 @@ class Scorer:
                 found[index][context] = facts
         return found
 
-    def _score_trees(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
-        trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
-        states, stored = self._stored(trunks)
-        trees = [
-            Tree(trunk[stored:], [(prompt[len(trunk) :], row.response_ids) for prompt in row.prompts.values()])
-            for row, trunk in zip(rows, trunks, strict=True)
-        ]
-        found: list[dict[Context, PassFacts]] = []
-        for batch in fill([len(tree) for tree in trees], self._max_tokens):
-            facts = iter(self._run(_forest_pass(rows[batch], trees[batch], stored), states))
-            found += [{context: next(facts) for context in row.prompts} for row in rows[batch]]
-        return found
-
     def _score_padded(self, passes: list[tuple[list[int], list[int]]], context: Context) -> list[PassFacts]:
         """Facts of (prompt ids, response ids) under one context, for models that take no trees."""
-        states, stored = self._stored([prompt for prompt, _ in passes])
+        prefix = self._stored([prompt for prompt, _ in passes])
+        states, stored = self._prefix_states(prefix), len(prefix)
         found: dict[int, PassFacts] = {}
         for indices in pack([len(prompt) - stored + len(response) for prompt, response in passes], self._max_tokens):
             batch = _padded_pass([passes[index] for index in indices], stored, context, self._pad_id)
             found.update(zip(indices, self._run(batch, states), strict=True))
         return [found[index] for index in range(len(passes))]
 
-    def _stored(self, prompts: list[list[int]]) -> tuple[Cache | None, int]:
-        """States of what all prompts begin with, and how many tokens that is."""
+    def _stored(self, prompts: list[list[int]]) -> list[int]:
+        """What all prompts begin with, where the model can store it; else nothing."""
         prefix = _common_prefix(prompts)
-        states = self._prefix_states(prefix)
-        return states, 0 if states is None else len(prefix)
+        return [] if self._prefix_states(prefix) is None else prefix
 
     def _run(self, batch: Pass, states: Cache | None) -> list[PassFacts]:
         """Facts of the pass's responses."""
@@ -121,11 +141,11 @@ def _common_prefix(prompts: list[list[int]]) -> list[int]:
     return prompts[0][: common_prefix_length(prompts)] if prompts else []
 
 
-def _forest_pass(rows: Sequence[ScoringRow], trees: Sequence[Tree], stored: int) -> Pass:
-    """The trees of rows, without padding, behind `stored` tokens that have run before."""
-    forest = Forest.of(trees, stored)
-    contexts = [context for row in rows for context in row.prompts]
-    counts = [len(row.response_ids) for row in rows for _ in row.prompts]
+def _forest_pass(batch: Batch) -> Pass:
+    """The trees of rows, without padding."""
+    forest = Forest.of(batch.trees, len(batch.prefix))
+    contexts = [context for row in batch.rows for context in row.prompts]
+    counts = [len(row.response_ids) for row in batch.rows for _ in row.prompts]
     return Pass(forest.texts.inputs(), forest.keep_mask(), torch.tensor(forest.targets), counts, contexts)
 
 

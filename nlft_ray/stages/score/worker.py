@@ -8,8 +8,9 @@ from nlft_ray.config import ScoreConfig
 from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_length
 from nlft_ray.schema import SCORED, problem_with_example
 from nlft_ray.shards import Worked
+from nlft_ray.stages.score.kept import KeptBatches
 from nlft_ray.stages.score.passes import Context, RowBuilder, ScoringRow, lengths
-from nlft_ray.stages.score.scorer import PassFacts, Scorer
+from nlft_ray.stages.score.scorer import Batch, PassFacts, Scorer
 
 
 class ScoreWorker:
@@ -17,8 +18,9 @@ class ScoreWorker:
 
     schema = SCORED
 
-    def __init__(self, config: ScoreConfig):
+    def __init__(self, config: ScoreConfig, kept: KeptBatches | None = None):
         self._config = config
+        self._kept = kept
         tokenizer = load_tokenizer(config.model)
         end_of_turn = end_of_turn_id(tokenizer, config.model)
         self._max_length = max_length(config.model)
@@ -46,13 +48,18 @@ class ScoreWorker:
                 found = ", ".join(f"{context} {length}" for context, length in lengths(row).items())
                 problem = f"too long: {found} tokens; the model takes {self._max_length}"
             rejects.append((example, problem))
-        scored = [_scored_row(row, facts) for row, facts in zip(rows, self._score(rows), strict=True)]
+        batches = self._score.batches(rows)
+        tables = self._kept(batches, self._scored) if self._kept else map(self._scored, batches)
         return Worked(
-            pa.Table.from_pylist(scored, schema=self.schema),
+            pa.concat_tables([self.schema.empty_table(), *tables]),
             rejects,
             tokens=sum(sum(lengths(row).values()) for row in rows),
             counts=_counts(rows) | {"truncated": float(truncated)} | self._padded_passes(rows),
         )
+
+    def _scored(self, batch: Batch) -> pa.Table:
+        rows = [_scored_row(row, facts) for row, facts in zip(batch.rows, self._score.score(batch), strict=True)]
+        return pa.Table.from_pylist(rows, schema=self.schema)
 
     def _padded_passes(self, rows: list[ScoringRow]) -> dict[str, float]:
         return {} if self._score.takes_trees else {"padded_passes": float(sum(len(row.prompts) for row in rows))}
