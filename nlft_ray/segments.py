@@ -16,7 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _ATTENTION = "nlft_ray_segments"  # its name among transformers' attention implementations
-_BLOCK = 64  # queries at a time on a CPU, so that their scores stay in its cache
+_BLOCK = 192  # queries at a time on a CPU, so that their scores stay in its cache and few of them are masked
+_MULTIPLE = 64  # of which sizes are there: oneDNN compiles a kernel for every shape that it meets
 
 Reads = tuple[slice, ...]
 """Of the states of a pass, stored ones first: those that a token reads, in order of position."""
@@ -142,23 +143,21 @@ def _in_blocks(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], 
     """(1, heads, n, dim) queries of the last n of T tokens; keys and values (1, key heads, T, dim) in parts →
     (1, n, heads, dim).
 
-    On a CPU in bf16 twice as fast as torch's fused kernel, whose products of matrices are too small. Blocks are filled
-    up with zeros to multiples of one size: oneDNN compiles a kernel for every shape that it meets.
+    On a CPU in bf16 twice as fast as torch's fused kernel, whose products of matrices are too small.
     """
     (_, heads, n, dim), key_heads = query.shape, keys[0].shape[1]
     before = sum(part.shape[2] for part in keys) - n
-    nothing = query.new_zeros(1, key_heads, -(before + n) % _BLOCK, dim)
+    nothing = query.new_zeros(1, key_heads, -(before + n) % _MULTIPLE, dim)
     key, value = (torch.cat([*parts, nothing], dim=2)[0] for parts in (keys, values))
     key = key.transpose(1, 2)
-    grouped = torch.nn.functional.pad(query[0] * scale, (0, 0, 0, -n % _BLOCK)).unflatten(0, (key_heads, -1))
-    rows = torch.arange(_BLOCK)[:, None]
-    found = []
-    for start in range(0, n, _BLOCK):
-        seen = min(-(-(before + start + _BLOCK) // _BLOCK) * _BLOCK, key.shape[2])
-        scores = grouped[:, :, start : start + _BLOCK].flatten(1, 2) @ key[:, :, :seen]
-        first = max(0, seen - 2 * _BLOCK)  # of the columns that may be later than a row
-        later = torch.arange(first, seen) > before + start + rows
-        scores.unflatten(1, (-1, _BLOCK))[..., first:].masked_fill_(later, float("-inf"))
-        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-        found.append((weights @ value[:, :seen]).view(heads, _BLOCK, dim))
+    grouped = torch.nn.functional.pad(query[0] * scale, (0, 0, 0, -n % _MULTIPLE)).unflatten(0, (key_heads, -1))
+    found: list[Tensor] = []
+    for block in grouped.split(_BLOCK, dim=2):
+        rows, start = block.shape[2], before + _BLOCK * len(found)
+        seen = min(-(-(start + rows) // _MULTIPLE) * _MULTIPLE, key.shape[2])
+        scores = block.flatten(1, 2) @ key[:, :, :seen]
+        later = torch.arange(start, seen) > torch.arange(start, start + rows)[:, None]
+        scores.unflatten(1, (-1, rows))[..., start:].masked_fill_(later, float("-inf"))
+        weights = scores.softmax(-1)  # which computes in float32 inside
+        found.append((weights @ value[:, :seen]).view(heads, rows, dim))
     return torch.cat(found, dim=1)[:, :n].transpose(0, 1)[None]

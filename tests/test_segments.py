@@ -10,7 +10,7 @@ from nlft_ray.segments import _in_blocks
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 200),
+    n=st.integers(1, 500),
     before=st.lists(st.integers(1, 150), max_size=2),
     key_heads=st.sampled_from([1, 2]),
     group=st.sampled_from([1, 3]),
