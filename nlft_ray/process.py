@@ -1,14 +1,16 @@
-"""What a process that is ours alone does first."""
+"""What a process that is ours alone does first. (A runtime environment would have Ray start each worker twice.)"""
 
 import atexit
 import gc
+import os
 
 
 def prepare() -> None:
-    """Keep Python's collector of garbage from what stays to the end.
+    """Keep the tokenizers' threads from cores that processes share, and Python's collector of garbage from what stays.
 
     torch and transformers make a million objects as they are imported. Looking through them again and again, as it does
     by default, takes the collector a fifth of the time of the import, and more than a second when the process ends.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)

@@ -24,10 +24,6 @@ from nlft_ray.storage import Folder
 
 T = TypeVar("T")
 
-_QUIET_ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",  # actors are processes already; its threads would fight over cores
-}
-
 _SHAPES_SHARDS = {"seed": 0, "responses_per_question": 1}  # settings that only some stages have, and their absence
 
 
@@ -47,7 +43,7 @@ def connect(address: str | None) -> None:
         _start(settings)
         return
     try:
-        ray.init(address=address, runtime_env={"env_vars": _QUIET_ENVIRONMENT}, **settings)
+        ray.init(address=address, **settings)
     except (ConnectionError, RayError, RuntimeError) as error:
         raise UserError(f"ray_address: no Ray cluster answers at {address}: {error}") from error
 
@@ -70,7 +66,6 @@ def _start(settings: dict[str, Any]) -> None:
     # Ray makes its workers polite: then Ray's own processes, and whatever else runs, slow each of their steps.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
-    os.environ.update(_QUIET_ENVIRONMENT)  # inherited: for a runtime environment Ray starts every worker twice
     try:
         # "local": a cluster that somebody has started here by `ray start` is used when it is asked for, as any other.
         ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, **settings)

@@ -1,6 +1,8 @@
 """The rules of who may import whom, read from the source."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,15 @@ def test_a_stage_imports_no_other_stage(stage: str) -> None:
     others = [f"nlft_ray.stages.{other}" for other in STAGES if other != stage]
     for path in (PACKAGE / "stages" / stage).rglob("*.py"):
         assert not any(imports(path, other) for other in [*others, "nlft_ray.chain", "nlft_ray.cli"])
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "judge", "sample", "score", "train"])
+def test_a_driver_has_no_transformers_before_it_starts_ray(stage: str) -> None:
+    """Imported while Ray starts, it costs no time. So it is with torch, but that Ray Train imports it itself."""
+    late = ["transformers"] if stage == "train" else ["torch", "transformers"]
+    code = f"import sys, nlft_ray.stages.{stage}.job; print({set(late)} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_only_the_command_line_knows_all_stages() -> None:
