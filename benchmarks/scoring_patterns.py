@@ -61,7 +61,7 @@ def _measured(work: Callable[[], Iterable[float]], warm_up: Callable[[], object]
 
 def _ours(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
     worker = ScoreWorker(config)
-    model = worker._score._model
+    model = worker._scorer._model
     table, few = (pa.Table.from_pylist(part, schema=EXAMPLES) for part in (_full(rows), _full(rows[:_WARM_UP_ROWS])))
     count = _count_work(model)
     worked = None

@@ -34,7 +34,7 @@ class Scoring:
         settings: ScoreConfig = config(model, max_tokens_per_batch=1)
         self.worker = ScoreWorker(settings, KeptBatches(Folder(str(folder))))
         self.batches: list[list[str]] = []
-        score = self.worker._score.score
+        score = self.worker._scorer.score
 
         def counted(batch: Batch) -> Any:
             if len(self.batches) == dies_at:
@@ -42,7 +42,7 @@ class Scoring:
             self.batches.append([row.id for row in batch.rows])
             return score(batch)
 
-        self.worker._score.score = counted  # type: ignore[method-assign]
+        self.worker._scorer.score = counted  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -59,6 +59,16 @@ def test_a_killed_worker_costs_the_batch_that_it_was_at(
     again = Scoring(random_llama, tmp_path)
     assert again.worker(shard(0), 0).table.equals(undisturbed)
     assert again.batches == [[str(number)] for number in range(dies_at, 6)]
+
+
+def test_padded_batches_are_kept_too(random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
+    with pytest.raises(_Killed):
+        Scoring(random_llama, tmp_path / "kept", dies_at=3).worker(shard(0), 0)
+    again, undisturbed = Scoring(random_llama, tmp_path / "kept"), Scoring(random_llama, tmp_path / "other")
+    assert again.worker(shard(0), 0).table.equals(undisturbed.worker(shard(0), 0).table)
+    assert again.batches == undisturbed.batches[3:]
+    assert len(undisturbed.batches) == 6
 
 
 def test_a_damaged_batch_is_done_again(random_llama: str, tmp_path: Path, undisturbed: pa.Table) -> None:

@@ -101,7 +101,7 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
     shared, _ = score(config(path), rows)
     from_the_start: list[int] = []
     worker = ScoreWorker(config(path, max_tokens_per_batch=1024))
-    worker._score._model.base_model.register_forward_pre_hook(
+    worker._scorer._model.base_model.register_forward_pre_hook(
         lambda _module, _inputs, named: from_the_start.append(named.get("past_key_values") is None), with_kwargs=True
     )
     full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
@@ -151,7 +151,7 @@ def test_passes_are_counted(random_llama: str) -> None:
 def test_the_head_runs_at_response_positions_only(random_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     worker = ScoreWorker(config(random_llama))
-    head = worker._score._model.get_output_embeddings()
+    head = worker._scorer._model.get_output_embeddings()
     head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].numel() // 32))
     rows = [dict.fromkeys(EXAMPLES.names) | row for row in EXAMPLE_ROWS]
     scored = worker(pa.Table.from_pylist(rows, schema=EXAMPLES), 0).table.to_pylist()
@@ -209,7 +209,7 @@ def test_contexts_run_as_a_tree_where_the_model_takes_it(
 
     def worker() -> ScoreWorker:
         made = ScoreWorker(config(path))
-        made._score._model.base_model.register_forward_pre_hook(
+        made._scorer._model.base_model.register_forward_pre_hook(
             lambda _module, _inputs, named: runs.append(named["input_ids"].numel()), with_kwargs=True
         )
         return made

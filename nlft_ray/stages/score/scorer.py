@@ -15,7 +15,7 @@ from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
 from nlft_ray.segments import moved
 from nlft_ray.stages.score.head import ResponseLogits, token_facts
-from nlft_ray.stages.score.passes import Context, ScoringRow, fill, pack
+from nlft_ray.stages.score.passes import Context, ScoringRow, fill, lengths, pack
 from nlft_ray.stages.score.prefix import PrefixStates
 from nlft_ray.stages.score.trees import Forest, Tree, takes_trees
 
@@ -23,6 +23,7 @@ Array = NDArray[Any]
 
 _TOP: set[Context] = {"standard"}  # the contexts whose most probable tokens are asked for
 _GEOMETRY: set[Context] = {"base"}  # and whose hidden states
+_SORTED = 16  # passes among which padded texts are sorted by length
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,12 @@ class Scorer:
         self.takes_trees = takes_trees(model)
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
 
-    def __call__(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
-        """Facts of every row under each of its contexts."""
-        return [facts for batch in self.batches(rows) for facts in self.score(batch)]
-
     @torch.inference_mode()
     def batches(self, rows: Sequence[ScoringRow]) -> list[Batch]:
-        """The rows in their order, in batches; in one, where the model takes no trees."""
+        """The rows in their order, in batches: of one pass, or of some padded ones where the model takes no trees."""
         if not self.takes_trees:
-            return [Batch(rows, [], [])] if rows else []
+            tokens = [sum(lengths(row).values()) for row in rows]
+            return [Batch(rows[batch], [], []) for batch in fill(tokens, _SORTED * self._max_tokens)]
         trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
         prefix = self._stored(trunks)
         stored = len(prefix)

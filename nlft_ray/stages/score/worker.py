@@ -25,7 +25,7 @@ class ScoreWorker:
         end_of_turn = end_of_turn_id(tokenizer, config.model)
         self._max_length = max_length(config.model)
         self._build = RowBuilder(tokenizer, config.prompts, end_of_turn)
-        self._score = Scorer(
+        self._scorer = Scorer(
             load_model(config.model, spread=True),
             pad_id=end_of_turn,  # masked, so any id will do
             max_tokens_per_batch=config.max_tokens_per_batch,
@@ -48,7 +48,7 @@ class ScoreWorker:
                 found = ", ".join(f"{context} {length}" for context, length in lengths(row).items())
                 problem = f"too long: {found} tokens; the model takes {self._max_length}"
             rejects.append((example, problem))
-        batches = self._score.batches(rows)
+        batches = self._scorer.batches(rows)
         tables = self._kept(batches, self._scored) if self._kept else map(self._scored, batches)
         return Worked(
             pa.concat_tables([self.schema.empty_table(), *tables]),
@@ -58,11 +58,11 @@ class ScoreWorker:
         )
 
     def _scored(self, batch: Batch) -> pa.Table:
-        rows = [_scored_row(row, facts) for row, facts in zip(batch.rows, self._score.score(batch), strict=True)]
+        rows = [_scored_row(row, facts) for row, facts in zip(batch.rows, self._scorer.score(batch), strict=True)]
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def _padded_passes(self, rows: list[ScoringRow]) -> dict[str, float]:
-        return {} if self._score.takes_trees else {"padded_passes": float(sum(len(row.prompts) for row in rows))}
+        return {} if self._scorer.takes_trees else {"padded_passes": float(sum(len(row.prompts) for row in rows))}
 
     def _fit(self, row: ScoringRow) -> ScoringRow | None:
         """The row if it fits the model in every context; else cut at its end, where that was asked for."""
