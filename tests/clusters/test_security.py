@@ -1,6 +1,5 @@
 """Nobody else gets in, and no secret gets out."""
 
-import http.client
 import os
 import shutil
 import stat
@@ -53,11 +52,16 @@ def test_a_local_cluster_listens_on_loopback_alone(ray_local: None) -> None:
 
 
 def test_a_local_cluster_refuses_who_brings_no_token(ray_local: None) -> None:
-    host, _, port = ray._private.worker._global_node.webui_url.partition(":")  # type: ignore[union-attr]
-    for headers, status in [({}, 401), ({"Authorization": "Bearer wrong"}, 403)]:
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
-        connection.request("GET", "/api/jobs/", headers=headers)
-        assert connection.getresponse().status == status
+    address = ray.get_runtime_context().gcs_address
+    ask = f"from ray._raylet import GcsClient; GcsClient(address={address!r}).internal_kv_get(b'any', b'key')"
+
+    def said(environment: dict[str, str]) -> str:
+        return subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True).stderr
+
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    for environment in (without, without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        assert "InvalidAuthToken" in said(environment)
+    assert not said(dict(os.environ))
 
 
 @pytest.fixture
