@@ -35,8 +35,11 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     if given.child:
+        from nlft_ray import process
+
         way, folder, part = given.child
-        return work(way, Path(folder), part, given.dtype)
+        with process.starting():  # as the command line does
+            return work(way, Path(folder), part, given.dtype)
     from measuring import describe_machine, need_data
 
     need_data(given.data)
@@ -97,10 +100,8 @@ def timed(given: argparse.Namespace, way: str, folder: str) -> float:
 
 def work(way: str, folder: Path, part: str, dtype: str) -> None:
     import nlft_ray
-    from nlft_ray import process
     from nlft_ray.config import ScoreConfig
 
-    process.prepare()  # as the command line does
     config = ScoreConfig.model_validate(
         {
             "input": str(folder / "examples"),

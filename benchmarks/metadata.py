@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def write_files(folder: str, first: int, last: int, rows: int, finished: bool) -
 
 def write_all(folder: str, files: int, rows: int, finished: bool) -> None:
     step = -(-files // 64)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    # Not forked: with a large process Linux refuses that, though its copies would need next to nothing.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for first in range(0, files, step):
             pool.submit(write_files, folder, first, min(first + step, files), rows, finished)
 

@@ -136,9 +136,9 @@ def inspect(folder: str, row_id: str | None, examples: str | None, policy: str) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. A user's mistake is one message and exit code 2."""
-    process.prepare()
     try:
-        app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
+        with process.starting():  # until its end: its work is done elsewhere
+            app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
     except UserError as error:
         click.echo(f"nlft-ray: {error}", err=True)
         sys.exit(2)

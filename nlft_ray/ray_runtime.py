@@ -172,15 +172,15 @@ class _ShardActor:
     """Holds one worker, with its model, for all the shards that this process is given."""
 
     def __init__(self, worker: MakesWorker, config: WithPool, source: Folder, output: Folder, stage: str):
-        process.prepare()
-        import torch  # not needed on the driver
-
-        torch.set_num_threads(config.pool.cpus_per_worker)
         self._config, self._source, self._output, self._stage = config, source, output, stage
         self._worker: Worker | None = None
         self._mistake = ""
         try:
-            self._worker = worker(config)
+            with process.starting():
+                import torch  # not needed on the driver
+
+                torch.set_num_threads(config.pool.cpus_per_worker)
+                self._worker = worker(config)
         except UserError as error:
             self._mistake = str(error)
 

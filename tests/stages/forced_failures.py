@@ -246,18 +246,25 @@ class Moments:
 
 @contextlib.contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """No process of Ray and no folder of it remains that was not there before."""
-    before = {pid for pid in psutil.pids() if "ray::" in _title(pid)}
-    own = psutil.Process()
-    children = {child.pid for child in own.children(recursive=True)}
+    """No process remains that was not there before, nor comes from one that was."""
+    before = set(_descendants())
     yield
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        left = {child.pid for child in own.children(recursive=True)} - children - before
+        left = [pid for pid, ancestors in _descendants().items() if not before & {pid, *ancestors}]
         if not left:
             return
         time.sleep(0.1)
     raise AssertionError(f"left behind: {[_title(pid) for pid in left]}")
+
+
+def _descendants() -> dict[int, set[int]]:
+    """Processes that this one has started, or they, and from whom each comes."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found[child.pid] = {parent.pid for parent in child.parents()}
+    return found
 
 
 def table_of(output: Path) -> pa.Table:

@@ -256,11 +256,11 @@ def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
     """What one of Ray Train's workers runs. A user's mistake is returned: raised, it would be tried again."""
     if not settings["gpus"]:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # before DeepSpeed looks for a device
-    process.prepare()
-    import torch
+    with process.starting():
+        import torch
 
-    from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
-    from nlft_ray.stages.train.loop import train_worker
+        from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
+        from nlft_ray.stages.train.loop import train_worker
 
     torch.set_num_threads(max(min(int(settings["cpus"]), os.cpu_count() or 1), 1))
     config: TrainConfig = settings["config"]
