@@ -13,6 +13,7 @@ test: .venv/.installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/pytest
 
 .venv/.installed: pyproject.toml

@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     if given.child:
-        from nlft_ray import process
+        from nlft_ray.execution import process
 
         way, folder, part = given.child
         with process.starting():  # as the command line does
@@ -64,10 +64,10 @@ def prepare(given: argparse.Namespace, folder: Path) -> None:
     import torch
     from scoring_rows import build_rows, build_tokenizer, instruction_of, save_random_model
 
-    from nlft_ray.manifest import Identity, Manifest, finish
-    from nlft_ray.schema import EXAMPLES
-    from nlft_ray.shards import DATA
-    from nlft_ray.storage import Folder
+    from nlft_ray.storage.folder import Folder
+    from nlft_ray.tables.manifest import Identity, Manifest, finish
+    from nlft_ray.tables.schema import EXAMPLES
+    from nlft_ray.tables.shards import DATA
 
     tokenizer = build_tokenizer(given.data)
     save_random_model(folder / "model", given.shape, getattr(torch, given.dtype), tokenizer)
@@ -115,9 +115,9 @@ def work(way: str, folder: Path, part: str, dtype: str) -> None:
         return
     import torch
 
-    from nlft_ray.shards import plan_shards, read_shard
     from nlft_ray.stages.score.worker import ScoreWorker
-    from nlft_ray.storage import Folder
+    from nlft_ray.storage.folder import Folder
+    from nlft_ray.tables.shards import plan_shards, read_shard
 
     torch.set_num_threads(1)
     own, of = map(int, part.split("/"))

@@ -14,7 +14,7 @@ SIZES = [10**power for power in range(4, 10)]
 TERAFLOPS = {"H100": 989, "A100": 312, "L4": 121}
 """Peak in bf16 without sparsity, by the makers' data sheets."""
 BYTES_PER_TOKEN = 60
-"""A response token in the scored table, uncompressed: fifteen numbers of four bytes (nlft_ray/schema.py)."""
+"""A response token in the scored table, uncompressed: fifteen numbers of four bytes (nlft_ray/tables/schema.py)."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from nlft_ray.audit import digest
 from nlft_ray.config import ScoreConfig
-from nlft_ray.manifest import Identity, finish
-from nlft_ray.schema import SCORED
-from nlft_ray.shards import (
+from nlft_ray.execution.table_stage import _audit, _manifest
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.audit import digest
+from nlft_ray.tables.manifest import Identity, finish
+from nlft_ray.tables.schema import SCORED
+from nlft_ray.tables.shards import (
     DATA,
     Shard,
     ShardReport,
@@ -40,8 +42,6 @@ from nlft_ray.shards import (
     plan_shards,
     remove_strays,
 )
-from nlft_ray.storage import Folder
-from nlft_ray.table_stage import _audit, _manifest
 
 IDENTITY = Identity(stage="score", table="scored", software_version="0", config={})
 PLAN = IDENTITY.fingerprint()
@@ -99,19 +99,19 @@ class Nothing:
 
 def through_ray(shards: list[Shard], source: Folder, output: Folder) -> None:
     """Every shard goes to one of two actors, which finds it done, and its report comes back."""
-    from nlft_ray import ray_runtime
+    from nlft_ray.execution import ray_cluster
 
     config = ScoreConfig.model_validate(
         {"input": source.uri, "output": output.uri, "model": {"path": "sandbox"}, "pool": {"max_workers": 2}}
     )
-    reports = ray_runtime.map_shards(Nothing, config, shards, source, output, "score")
+    reports = ray_cluster.map_shards(Nothing, config, shards, source, output, "score")
     assert sum(1 for _ in reports) == len(shards)
 
 
 def start_ray() -> None:
-    from nlft_ray import ray_runtime
+    from nlft_ray.execution import ray_cluster
 
-    ray_runtime.connect(None)
+    ray_cluster.connect(None)
 
 
 def measure(folder: str, files: int, ids: int, with_ray: bool) -> list[dict[str, Any]]:

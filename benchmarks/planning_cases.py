@@ -46,11 +46,11 @@ def save_scored(folder: Path, model: Path) -> None:
     import pyarrow as pa
     from transformers import AutoTokenizer
 
-    from nlft_ray.manifest import Identity, Manifest, finish
-    from nlft_ray.models import tokenizer_fingerprint
-    from nlft_ray.schema import SCORED
-    from nlft_ray.shards import DATA
-    from nlft_ray.storage import Folder
+    from nlft_ray.models.loading import tokenizer_fingerprint
+    from nlft_ray.storage.folder import Folder
+    from nlft_ray.tables.manifest import Identity, Manifest, finish
+    from nlft_ray.tables.schema import SCORED
+    from nlft_ray.tables.shards import DATA
 
     row = {
         "verdict": "correct",
@@ -121,8 +121,8 @@ def _score(settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
     from nlft_ray.config import ScoreConfig
-    from nlft_ray.schema import EXAMPLES
     from nlft_ray.stages.score.worker import ScoreWorker
+    from nlft_ray.tables.schema import EXAMPLES
 
     templates = {"base": "{{ question }}", "plain": "{{ message }}"}
     templates["judge"] = "{{ question }} {{ judgment }}"
@@ -150,7 +150,7 @@ def _train(settings: dict[str, Any]) -> None:
     from nlft_ray.config import TrainConfig
     from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
     from nlft_ray.stages.train.loop import train_worker
-    from nlft_ray.storage import Folder
+    from nlft_ray.storage.folder import Folder
 
     config = TrainConfig(**settings)
     train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, keep=1))

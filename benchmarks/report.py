@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nlft_ray.config import ReportConfig
-from nlft_ray.manifest import Identity, Manifest, finish, input_fingerprint
-from nlft_ray.schema import EXAMPLES, SCORED
-from nlft_ray.shards import DATA
 from nlft_ray.stages.report.job import report
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Identity, Manifest, finish, input_fingerprint
+from nlft_ray.tables.schema import EXAMPLES, SCORED
+from nlft_ray.tables.shards import DATA
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]

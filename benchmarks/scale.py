@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nlft_ray.config import ScoreConfig
-from nlft_ray.manifest import Identity, Manifest, finish
-from nlft_ray.schema import EXAMPLES, SCORED
-from nlft_ray.shards import DATA, Worked
-from nlft_ray.storage import Folder
-from nlft_ray.table_stage import run_table_stage
+from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Identity, Manifest, finish
+from nlft_ray.tables.schema import EXAMPLES, SCORED
+from nlft_ray.tables.shards import DATA, Worked
 
 ROWS_PER_FILE = 4_000  # as an import writes them
 TOKENS = 8

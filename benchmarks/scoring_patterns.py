@@ -19,10 +19,10 @@ from measuring import matmul_rate, peak, reset_peak, synchronise
 from released_pattern import grow, released_facts
 
 from nlft_ray.config import ScoreConfig
-from nlft_ray.models import load_model, load_tokenizer
-from nlft_ray.schema import EXAMPLES
+from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
 from nlft_ray.stages.score.worker import ScoreWorker
+from nlft_ray.tables.schema import EXAMPLES
 
 Measure = dict[str, Any]
 _WARM_UP_ROWS = 4

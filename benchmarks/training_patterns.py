@@ -25,19 +25,19 @@ from measuring import peak, reset_peak
 from released_pattern import grow, released_facts
 from watching import Watch
 
+from nlft_ray.cli.arguments import validate
 from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
-from nlft_ray.models import load_model, load_tokenizer
-from nlft_ray.schema import EXAMPLES
-from nlft_ray.segments import attend_by_segments
-from nlft_ray.settings import validate
+from nlft_ray.models.loading import load_model, load_tokenizer
+from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.head import LogOddsHead
 from nlft_ray.stages.train.loop import load_examples
 from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.schema import EXAMPLES
 
 Measure = dict[str, Any]
 LORA = {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
@@ -58,9 +58,9 @@ def write_scored(folder: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
     """
     import pyarrow as pa
 
-    from nlft_ray.manifest import Identity, Manifest, finish
-    from nlft_ray.schema import SCORED
-    from nlft_ray.shards import DATA
+    from nlft_ray.tables.manifest import Identity, Manifest, finish
+    from nlft_ray.tables.schema import SCORED
+    from nlft_ray.tables.shards import DATA
 
     scored = []
     for row, built in zip(rows, _scoring_rows(folder, rows), strict=True):

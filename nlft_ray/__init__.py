@@ -8,7 +8,7 @@ A stage's code is imported when it is first named, so that `import nlft_ray` cos
 
 from typing import Any
 
-__version__ = "0.1.0"
+from nlft_ray._version import __version__ as __version__
 
 _FUNCTIONS = {
     "import_data": "import",

@@ -32,9 +32,9 @@ from nlft_ray.config import (
     TrainOptions,
 )
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import StageResult
-from nlft_ray.progress import log
-from nlft_ray.storage import Folder
+from nlft_ray.log import log
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import StageResult
 
 
 class PolicyOutcome(Strict):

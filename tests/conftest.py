@@ -36,11 +36,11 @@ def tinystories(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """One local Ray cluster for all tests that need one."""
-    from nlft_ray import ray_runtime
+    from nlft_ray.execution import ray_cluster
 
     # As in an activated environment: a submitted job's `python` is looked up by the cluster's processes.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    ray_runtime.connect(None)
+    ray_cluster.connect(None)
     yield
     import ray
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nlft_ray
 from nlft_ray.chain import RunResult
+from nlft_ray.cli.arguments import load_config
 from nlft_ray.config import RunConfig
 from nlft_ray.sandbox import QUICKSTART
-from nlft_ray.settings import load_config
 
 SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1", "pool.max_workers=1"]
 

@@ -10,18 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nlft_ray
 from nlft_ray.chain import _epochs, _Round
-from nlft_ray.cli import main
+from nlft_ray.cli.arguments import load_config, validate
+from nlft_ray.cli.main import main
+from nlft_ray.cli.summary import show
 from nlft_ray.config import ModelConfig, RunConfig, TrainOptions
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import read_manifest
-from nlft_ray.models import model_fingerprint
+from nlft_ray.models.loading import model_fingerprint
 from nlft_ray.sandbox import QUICKSTART
-from nlft_ray.settings import load_config, validate
-from nlft_ray.storage import Folder
-from nlft_ray.summary import show
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import read_manifest
+from tests.rows import read_table
 from tests.small_run import SmallRun, small
 from tests.stages.judge.fake_server import Reply, serving
-from tests.tables import read_table
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_chain_runs_every_stage_and_then_none_twice(run_dir: Path, small_run
 
 
 def read_table_rejects(path: Path) -> list[dict[str, object]]:
-    from tests.tables import read_rejects
+    from tests.rows import read_rejects
 
     return read_rejects(path)
 

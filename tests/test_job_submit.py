@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nlft_ray.manifest import MANIFEST
 from nlft_ray.sandbox import QUICKSTART
-from nlft_ray.schema import CORRECT, INCORRECT
+from nlft_ray.tables.manifest import MANIFEST
+from nlft_ray.tables.schema import CORRECT, INCORRECT
 from tests.clusters.job_cluster import JobCluster, job_cluster
+from tests.rows import example, read_table, write_table
 from tests.stages.forced_failures import Scoring, example_rows
 from tests.stages.train import support
-from tests.tables import example, read_table, write_table
 
 
 @pytest.fixture(scope="module")

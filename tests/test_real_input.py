@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from nlft_ray.cli import main
-from nlft_ray.manifest import read_manifest
-from nlft_ray.schema import INCORRECT
-from nlft_ray.scored import facts_of
-from nlft_ray.storage import Folder
-from tests.tables import read_rejects, read_table
+from nlft_ray.cli.main import main
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import read_manifest
+from nlft_ray.tables.schema import INCORRECT
+from nlft_ray.tables.scored import facts_of
+from tests.rows import read_rejects, read_table
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

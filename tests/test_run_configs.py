@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 import nlft_ray
+from nlft_ray.cli.arguments import load_config, validate
 from nlft_ray.config import PlanConfig, RunConfig
 from nlft_ray.errors import UserError
 from nlft_ray.planning.plan import plan
-from nlft_ray.settings import load_config, validate
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "pipelines" / "configs").glob("*.yaml"))

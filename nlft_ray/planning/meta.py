@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nlft_ray import sandbox
 from nlft_ray.config import LoraConfig, ModelConfig
 from nlft_ray.errors import UserError
-from nlft_ray.model_copies import local_copy
+from nlft_ray.models.copies import local_copy
 from nlft_ray.planning.shape import Adapters, Shape
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 

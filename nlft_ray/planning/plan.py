@@ -12,7 +12,7 @@ from nlft_ray.planning.choice import ScoringChoice, Trainer, TrainingChoice, cho
 from nlft_ray.planning.devices import Devices, devices_of
 from nlft_ray.planning.meta import read_adapters, read_shape
 from nlft_ray.planning.shape import Adapters, Shape
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 ZERO_STAGES = (0, 1, 2, 3)
 

@@ -5,8 +5,8 @@ judgment. On some skills it has a bad habit in the base context: it subtracts wh
 the criticism and does it wrong anyway, which is what Natural Language Fine-Tuning mends.
 
 `world` generates the problems, `skills` and `arithmetic` say what they and their mistakes are, `tokenizer` builds
-the closed vocabulary, `quickstart.yaml` holds the prompts. `pipelines/train_sandbox.py` trains the model, and
-`abilities` measures what it can do.
+the closed vocabulary, `quickstart.yaml` holds the prompts. `pipelines/sandbox/train.py` trains the model, and
+`pipelines/sandbox/abilities.py` measures what it can do.
 """
 
 from pathlib import Path

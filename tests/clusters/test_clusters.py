@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from nlft_ray.cli.arguments import load_config
 from nlft_ray.config import RunConfig, ScoreConfig, TrainConfig
-from nlft_ray.settings import load_config
 from tests.clusters.schemas import checker, ray_start_options, read
 from tests.conftest import ROOT
 

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from tests.clusters.pools import SCORING_ACTOR, TRAINING_WORKER, Pools
+from tests.rows import read_table, write_table
 from tests.stages.forced_failures import SHARDS, Scoring, assert_same, example_rows, write_examples
 from tests.stages.train import support, workers
 from tests.stages.train.test_kills import Training, weights_in
 from tests.stages.train.test_kills import assert_same as assert_same_weights
-from tests.tables import read_table, write_table
 
 SCORE_POOL, TRAIN_POOL = "pool.label_selector.pool=score", "label_selector.pool=train"
 
@@ -65,7 +65,7 @@ def test_work_is_in_its_pool_and_who_has_none_left_leaves(tmp_path: Path, pools:
 
 def test_a_command_that_names_no_cluster_starts_its_own(pools: Pools) -> None:
     """Ray by itself would take the one that it finds on the machine."""
-    code = "import ray; from nlft_ray.ray_runtime import connect; connect(None); print(len(ray.nodes()))"
+    code = "import ray; from nlft_ray.execution.ray_cluster import connect; connect(None); print(len(ray.nodes()))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from nlft_ray.cli.arguments import load_config
 from nlft_ray.config import JudgeConfig, ScoreConfig, WithModel
 from nlft_ray.errors import UserError
-from nlft_ray.settings import load_config
 from tests.clusters.planted import KEY_VARIABLE
 from tests.conftest import ROOT
+from tests.rows import example, write_table
 from tests.stages.judge.fake_server import Reply, serving
-from tests.tables import example, write_table
 
 SECRETS = {
     name: f"planted-{name.lower().replace('_', '-')}-7f3a91c5"

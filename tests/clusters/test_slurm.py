@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.tables import example, read_table, write_table
+from tests.rows import example, read_table, write_table
 
 SLURM = {
     "scontrol": 'tr "," "\\n" <<< "$3"',

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nlft_ray.core import head as trained_head
+from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.planning.memory import (
     FEWEST_TRAINED_LOGITS,
     SCORED_LOGITS,
@@ -23,7 +24,6 @@ from nlft_ray.planning.memory import (
     training_states,
 )
 from nlft_ray.planning.shape import Adapters, Shape
-from nlft_ray.segments import attend_by_segments
 from nlft_ray.stages.score import head as scored_head
 from nlft_ray.stages.train.batch import packed_inputs
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import nlft_ray
-from nlft_ray.cli import main
+from nlft_ray.cli.arguments import load_config, validate
+from nlft_ray.cli.main import main
+from nlft_ray.cli.summary import show
 from nlft_ray.config import LoraConfig, ModelConfig, PlanConfig, ScoreConfig, TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.planning.meta import read_adapters, read_shape
 from nlft_ray.planning.plan import Plan
-from nlft_ray.settings import load_config, validate
-from nlft_ray.summary import show
 from tests.random_models import ARCHITECTURES, save_random_model
 
 GPUS = {"gpus_per_node": 8, "gpu_memory_gib": 80}

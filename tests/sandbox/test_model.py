@@ -7,9 +7,11 @@ import torch
 from omegaconf import OmegaConf
 
 from nlft_ray.config import RunConfig
-from nlft_ray.prompts import PromptKind, prompt_ids, user_message
+from nlft_ray.models.prompts import PromptKind, prompt_ids, user_message
 from nlft_ray.sandbox import MODEL_FOLDER, QUICKSTART
-from nlft_ray.sandbox.abilities import (
+from nlft_ray.sandbox.skills import SKILLS
+from nlft_ray.sandbox.world import Problem, problems
+from pipelines.sandbox.abilities import (
     Speaker,
     Trial,
     base_trials,
@@ -19,8 +21,6 @@ from nlft_ray.sandbox.abilities import (
     own_judgment_trials,
     quickstart_prompts,
 )
-from nlft_ray.sandbox.skills import SKILLS
-from nlft_ray.sandbox.world import Problem, problems
 
 KINDS: tuple[PromptKind, ...] = ("base", "judge", "standard", "judging")
 WITH_HABIT = {skill.name for skill in SKILLS if skill.habit}

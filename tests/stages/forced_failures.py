@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from nlft_ray.cli.arguments import load_config
 from nlft_ray.config import ScoreConfig
-from nlft_ray.manifest import MANIFEST, Manifest
 from nlft_ray.sandbox import QUICKSTART, world
-from nlft_ray.settings import load_config
-from nlft_ray.shards import DATA
-from nlft_ray.storage import Folder
-from tests.tables import write_table
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import MANIFEST, Manifest
+from nlft_ray.tables.shards import DATA
+from tests.rows import write_table
 
 ROWS, ROWS_PER_SHARD = 320, 8
 SHARDS = ROWS // ROWS_PER_SHARD
@@ -109,7 +109,7 @@ class Running:
         self._said = open(Path(self._ray_folder) / "said.txt", "w+")  # noqa: SIM115
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "nlft_ray.cli", self.stage, *words],
+            [sys.executable, "-m", "nlft_ray", self.stage, *words],
             stdout=self._said,
             stderr=subprocess.STDOUT,
             env=environment | {"RAY_TMPDIR": self._ray_folder},

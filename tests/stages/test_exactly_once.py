@@ -19,9 +19,9 @@ import pytest
 
 import nlft_ray
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import MANIFEST, begin, finish
-from nlft_ray.shards import UNFINISHED
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import MANIFEST, begin, finish
+from nlft_ray.tables.shards import UNFINISHED
 from tests.stages.forced_failures import (
     RAISES,
     ROWS,
@@ -36,7 +36,7 @@ from tests.stages.forced_failures import (
     table_of,
     write_examples,
 )
-from tests.test_manifest import identity, manifest
+from tests.tables.test_manifest import identity, manifest
 
 SEED = int(os.environ.get("NLFT_KILL_SEED", "1"))
 exhaustive = pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from nlft_ray.config import ScoreConfig
-from nlft_ray.schema import EXAMPLES
 from nlft_ray.stages.score.kept import KeptBatches
 from nlft_ray.stages.score.scorer import Batch
 from nlft_ray.stages.score.worker import ScoreWorker
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.schema import EXAMPLES
 from tests.stages.test_score import config, example
 
 

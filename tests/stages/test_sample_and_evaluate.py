@@ -10,12 +10,12 @@ import pytest
 import nlft_ray
 from nlft_ray.config import EvaluateConfig, ModelConfig, SampleConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models import load_tokenizer
-from nlft_ray.schema import PREDICTIONS, QUESTIONS, RESPONSES
+from nlft_ray.models.loading import load_tokenizer
 from nlft_ray.stages.evaluate.accuracy import wilson_interval
 from nlft_ray.stages.evaluate.worker import EvaluateWorker
 from nlft_ray.stages.sample.worker import SampleWorker
-from tests.tables import QUESTION, read_rejects, read_table, write_table
+from nlft_ray.tables.schema import PREDICTIONS, QUESTIONS, RESPONSES
+from tests.rows import QUESTION, read_rejects, read_table, write_table
 
 ROWS = [{"id": str(number), **QUESTION, "question": f"What is {number} + 2?"} for number in range(6)]
 

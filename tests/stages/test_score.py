@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 import nlft_ray
 from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models import load_model, load_tokenizer
-from nlft_ray.prompts import prompt_ids
-from nlft_ray.schema import EXAMPLES, SCORED
-from nlft_ray.scored import facts_of
+from nlft_ray.models.loading import load_model, load_tokenizer
+from nlft_ray.models.prompts import prompt_ids
 from nlft_ray.stages.score.passes import fill, pack
 from nlft_ray.stages.score.worker import ScoreWorker
+from nlft_ray.tables.schema import EXAMPLES, SCORED
+from nlft_ray.tables.scored import facts_of
 from tests.random_models import ARCHITECTURES, save_random_model
-from tests.tables import example, read_rejects, read_table, write_table
+from tests.rows import example, read_rejects, read_table, write_table
 
 EXAMPLE_ROWS = [
     example("right", correct=True),

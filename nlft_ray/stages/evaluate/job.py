@@ -2,11 +2,11 @@
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import Manifest, StageResult
-from nlft_ray.shards import Worker
+from nlft_ray.execution.table_stage import run_table_stage
 from nlft_ray.stages.evaluate.accuracy import wilson_interval
-from nlft_ray.table_stage import run_table_stage
-from nlft_ray.verifiers import load_verifier
+from nlft_ray.stages.verifiers import load_verifier
+from nlft_ray.tables.manifest import Manifest, StageResult
+from nlft_ray.tables.shards import Worker
 
 
 def evaluate(config: EvaluateConfig) -> StageResult:

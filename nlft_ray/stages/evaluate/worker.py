@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
-from nlft_ray.generation import Completion, Decoding, PromptedModel
-from nlft_ray.schema import PREDICTIONS, problem_with_question
-from nlft_ray.shards import Worked
-from nlft_ray.verifiers import load_verifier, problem_with_standard_answer
+from nlft_ray.models.generation import Completion, Decoding, PromptedModel
+from nlft_ray.stages.verifiers import load_verifier, problem_with_standard_answer
+from nlft_ray.tables.schema import PREDICTIONS, problem_with_question
+from nlft_ray.tables.shards import Worked
 
 _NOTHING = Completion(ids=[], text="", ended=False)
 

@@ -1,22 +1,22 @@
 """Export runs in this process: it moves weights, and there is nothing to spread.
 
 The folder holds what `transformers` loads (weights, configuration, tokenizer), or with merge=false what PEFT loads (the
-adapter, which names its base model, and the tokenizer); README.md, the model card (`run_record/model_card.py`); and
+adapter, which names its base model, and the tokenizer); README.md, the model card (`analysis/model_card.py`); and
 plan.json and manifest.json, nlft-ray's own record.
 """
 
 import time
 from typing import Any
 
+from nlft_ray.analysis.model_card import CARD, card_metadata, new_card
+from nlft_ray.analysis.run import read_training
 from nlft_ray.config import ExportConfig, ModelConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import Manifest, StageResult, begin, finish, identity_of, input_fingerprint, read_manifest
-from nlft_ray.models import model_fingerprint, model_folder
-from nlft_ray.progress import log
-from nlft_ray.run_record.folder import read_training
-from nlft_ray.run_record.model_card import CARD, card_metadata, new_card
+from nlft_ray.log import log
+from nlft_ray.models.loading import model_fingerprint, model_folder
 from nlft_ray.stages.export.model import save_adapter_folder, save_model_folder, trained_model
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Manifest, StageResult, begin, finish, identity_of, input_fingerprint, read_manifest
 
 _WEIGHTS = "weights"
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models import load_model, load_tokenizer
-from nlft_ray.storage import Folder
+from nlft_ray.models.loading import load_model, load_tokenizer
+from nlft_ray.storage.folder import Folder
 
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -20,7 +20,7 @@ from typing import Any
 from nlft_ray.config import ImportOptions
 from nlft_ray.core.answers import answers_agree, final_answer
 from nlft_ray.errors import UserError
-from nlft_ray.schema import CORRECT, INCORRECT
+from nlft_ray.tables.schema import CORRECT, INCORRECT
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]

@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from nlft_ray.config import ImportConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import Identity, Manifest, StageResult, begin, check_rejects, finish, identity_of
-from nlft_ray.progress import log
-from nlft_ray.schema import REJECTS, TABLES, problem_with_example, problem_with_question, problem_with_response
-from nlft_ray.shards import DATA, REJECTED, rejects_table
+from nlft_ray.log import log
 from nlft_ray.stages.importing.formats import BadRow, Format, check_columns, format_of
 from nlft_ray.stages.importing.readers import Raw
 from nlft_ray.stages.importing.sources import open_source
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Identity, Manifest, StageResult, begin, check_rejects, finish, identity_of
+from nlft_ray.tables.schema import REJECTS, TABLES, problem_with_example, problem_with_question, problem_with_response
+from nlft_ray.tables.shards import DATA, REJECTED, rejects_table
 
 ROWS_PER_PART = 4_000
 _ROWS_LOOKED_AT_FOR_COLUMNS = 1_000

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from nlft_ray.errors import UserError
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from nlft_ray.config import ImportOptions
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import MANIFEST, fingerprint
-from nlft_ray.progress import log
+from nlft_ray.log import log
 from nlft_ray.sandbox import world
 from nlft_ray.stages.importing.readers import SUFFIXES, Raw, SourceFile, read_file
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import MANIFEST, fingerprint
 
 _HASH_BLOCK_BYTES = 1 << 20
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 
 @dataclass(frozen=True)

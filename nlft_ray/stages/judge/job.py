@@ -1,10 +1,10 @@
 """Where judging runs: Ray Data actors, with one model each or with one server for all."""
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.manifest import StageResult
-from nlft_ray.shards import Worker
-from nlft_ray.storage import Folder
-from nlft_ray.table_stage import run_table_stage
+from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import StageResult
+from nlft_ray.tables.shards import Worker
 
 
 def judge(config: JudgeConfig) -> StageResult:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from nlft_ray.schema import EXAMPLES, INCORRECT
-from nlft_ray.shards import Worked
+from nlft_ray.tables.schema import EXAMPLES, INCORRECT
+from nlft_ray.tables.shards import Worked
 
 Row = Mapping[str, Any]
 

@@ -3,10 +3,10 @@
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.generation import Decoding, PromptedModel
-from nlft_ray.schema import EXAMPLES
-from nlft_ray.shards import Worked
+from nlft_ray.models.generation import Decoding, PromptedModel
 from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
+from nlft_ray.tables.schema import EXAMPLES
+from nlft_ray.tables.shards import Worked
 
 
 class SelfJudge:

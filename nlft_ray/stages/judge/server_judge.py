@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.prompts import user_message
-from nlft_ray.schema import EXAMPLES
-from nlft_ray.shards import Worked
+from nlft_ray.models.prompts import user_message
 from nlft_ray.stages.judge.cache import AnswerCache
 from nlft_ray.stages.judge.chat import ChatServer, RequestFailed
 from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.schema import EXAMPLES
+from nlft_ray.tables.shards import Worked
 
 Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 _OPENAI = "api.openai.com"

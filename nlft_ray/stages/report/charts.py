@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from nlft_ray.run_record.figures import readable
+from nlft_ray.analysis.accuracy import readable
 
 WIDTH, HEIGHT = 320.0, 120.0
 _CURVES = (

@@ -4,16 +4,16 @@ import time
 from pathlib import PurePosixPath
 from typing import Any
 
+from nlft_ray.analysis.markdown import summary
+from nlft_ray.analysis.run import ScoredRun, read_run
 from nlft_ray.config import ModelConfig, ReportConfig
 from nlft_ray.core.policies import POLICIES, Policy
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import MANIFEST, Manifest, StageResult, finish, identity_of, input_fingerprint
-from nlft_ray.run_record.folder import ScoredRun, read_run
-from nlft_ray.run_record.markdown import summary
 from nlft_ray.stages.report.model_cards import refresh_cards
 from nlft_ray.stages.report.page import render
 from nlft_ray.stages.report.tokens import TokenSet, read_tokens
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import MANIFEST, Manifest, StageResult, finish, identity_of, input_fingerprint
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -62,7 +62,7 @@ def _check_free(folder: Folder) -> None:
 
 
 def _tokenizer(config: ReportConfig, run: ScoredRun) -> Any:
-    from nlft_ray.models import load_tokenizer
+    from nlft_ray.models.loading import load_tokenizer
 
     recorded = run.scored.manifest.identity.config.get("model")
     if config.model is None and recorded is None:
@@ -73,7 +73,7 @@ def _tokenizer(config: ReportConfig, run: ScoredRun) -> Any:
 
 
 def _check_tokenizer(option: str, run: ScoredRun, tokenizer: Any) -> None:
-    from nlft_ray.models import tokenizer_fingerprint
+    from nlft_ray.models.loading import tokenizer_fingerprint
 
     recorded, found = run.scored.manifest.identity.tokenizer, tokenizer_fingerprint(tokenizer)
     if recorded not in (None, found):

@@ -1,10 +1,10 @@
 """The cards of the models that a run exported: once the run is known as a whole, they tell its results."""
 
+from nlft_ray.analysis.model_card import CARD, refreshed_card
+from nlft_ray.analysis.run import Run, StageRecord
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
-from nlft_ray.progress import log
-from nlft_ray.run_record.folder import Run, StageRecord
-from nlft_ray.run_record.model_card import CARD, refreshed_card
+from nlft_ray.log import log
 
 
 def refresh_cards(run: Run) -> None:
@@ -27,7 +27,7 @@ def refresh_cards(run: Run) -> None:
 
 def _evaluation(run: Run, exported: StageRecord) -> StageRecord | None:
     """The evaluation of this model's weights, wherever they lay when they were evaluated."""
-    from nlft_ray.models import model_fingerprint
+    from nlft_ray.models.loading import model_fingerprint
 
     evaluations = run.of_stage("evaluate")
     is_model = exported.folder.has("config.json")  # no adapter, which nothing evaluates

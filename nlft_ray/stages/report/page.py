@@ -12,10 +12,10 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from nlft_ray import __version__
+from nlft_ray._version import __version__
+from nlft_ray.analysis.accuracy import accuracies
+from nlft_ray.analysis.run import ScoredRun
 from nlft_ray.core.policies import Policy
-from nlft_ray.run_record.figures import accuracies
-from nlft_ray.run_record.folder import ScoredRun
 from nlft_ray.stages.report.charts import training_charts
 from nlft_ray.stages.report.policy_form import policies_for_page, values_of
 from nlft_ray.stages.report.tokens import TokenSet

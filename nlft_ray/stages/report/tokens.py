@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nlft_ray.analysis.saliency import token_texts
 from nlft_ray.errors import UserError
-from nlft_ray.saliency_view import token_texts
-from nlft_ray.schema import CORRECT
-from nlft_ray.scored import facts_of
-from nlft_ray.shards import read_rows
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.schema import CORRECT
+from nlft_ray.tables.scored import facts_of
+from nlft_ray.tables.shards import read_rows
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _NOTHING = -1  # in the column `top`: no token

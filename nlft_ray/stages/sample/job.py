@@ -1,10 +1,10 @@
 """Where sampling runs: Ray Data actors, one model each."""
 
 from nlft_ray.config import SampleConfig
-from nlft_ray.manifest import StageResult
-from nlft_ray.shards import Worker
-from nlft_ray.table_stage import run_table_stage
-from nlft_ray.verifiers import load_verifier
+from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.stages.verifiers import load_verifier
+from nlft_ray.tables.manifest import StageResult
+from nlft_ray.tables.shards import Worker
 
 
 def sample(config: SampleConfig) -> StageResult:

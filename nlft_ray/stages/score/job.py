@@ -1,11 +1,11 @@
 """Where scoring runs: Ray Data actors, one model each."""
 
 from nlft_ray.config import ScoreConfig
-from nlft_ray.manifest import StageResult
-from nlft_ray.progress import log
-from nlft_ray.shards import UNFINISHED, Worker
-from nlft_ray.storage import Folder
-from nlft_ray.table_stage import run_table_stage
+from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.log import log
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import StageResult
+from nlft_ray.tables.shards import UNFINISHED, Worker
 
 
 def score(config: ScoreConfig) -> StageResult:

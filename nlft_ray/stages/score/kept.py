@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from nlft_ray.schema import SCORED
 from nlft_ray.stages.score.scorer import Batch
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.schema import SCORED
 
 
 class KeptBatches:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nlft_ray.config import PromptConfig
-from nlft_ray.prompts import prompt_ids
-from nlft_ray.schema import INCORRECT
+from nlft_ray.models.prompts import prompt_ids
+from nlft_ray.tables.schema import INCORRECT
 
 Context = Literal["base", "judge", "standard"]
 

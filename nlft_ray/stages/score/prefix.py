@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from nlft_ray.segments import keeps_every_token
+from nlft_ray.models.packing import keeps_every_token
 
 _KEPT = 4  # prefixes at once: one for each context, and one more
 

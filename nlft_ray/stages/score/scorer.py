@@ -13,7 +13,7 @@ from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
-from nlft_ray.segments import moved
+from nlft_ray.models.packing import moved
 from nlft_ray.stages.score.head import ResponseLogits, token_facts
 from nlft_ray.stages.score.passes import Context, ScoringRow, fill, lengths, pack
 from nlft_ray.stages.score.prefix import PrefixStates

@@ -1,7 +1,7 @@
 """A row's contexts share the question; as a tree, it runs through the model once.
 
 What a row's prompts have in common is the trunk, the rest of each prompt with the response a branch. Trunks and
-branches of many rows stand one after another in a single sequence (nlft_ray/segments.py).
+branches of many rows stand one after another in a single sequence (nlft_ray/models/packing.py).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from nlft_ray.segments import PackedTexts, attend_by_segments, keeps_every_token, moved
+from nlft_ray.models.packing import PackedTexts, attend_by_segments, keeps_every_token, moved
 
 
 @dataclass(frozen=True)

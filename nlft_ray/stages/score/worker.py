@@ -5,12 +5,12 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.config import ScoreConfig
-from nlft_ray.models import end_of_turn_id, load_model, load_tokenizer, max_length
-from nlft_ray.schema import SCORED, problem_with_example
-from nlft_ray.shards import Worked
+from nlft_ray.models.loading import end_of_turn_id, load_model, load_tokenizer, max_length
 from nlft_ray.stages.score.kept import KeptBatches
 from nlft_ray.stages.score.passes import Context, RowBuilder, ScoringRow, lengths
 from nlft_ray.stages.score.scorer import Batch, PassFacts, Scorer
+from nlft_ray.tables.schema import SCORED, problem_with_example
+from nlft_ray.tables.shards import Worked
 
 
 class ScoreWorker:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nlft_ray.core.prefix import common_prefix_length
-from nlft_ray.segments import PackedTexts, moved
+from nlft_ray.models.packing import PackedTexts, moved
 from nlft_ray.stages.train.examples import Example
 
 

@@ -31,7 +31,7 @@ from nlft_ray.stages.train.states import (
     set_states,
     trained_parameters,
 )
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 CHECKPOINTS = "checkpoints"
 """Their folder within a training's output."""

@@ -14,8 +14,8 @@ from nlft_ray import sandbox
 from nlft_ray.config import LoraConfig, ModelConfig, TrainConfig
 from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.errors import UserError
-from nlft_ray.models import dtype_of, load_model
-from nlft_ray.segments import attend_by_segments
+from nlft_ray.models.loading import dtype_of, load_model
+from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.deepspeed_config import deepspeed_config
 from nlft_ray.stages.train.dropout import TokenKeys, use_keyed_dropout

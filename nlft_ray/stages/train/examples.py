@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from nlft_ray.core.policies import Policy, TokenWeights
 from nlft_ray.errors import UserError
-from nlft_ray.schema import CORRECT, INCORRECT
-from nlft_ray.scored import facts_of
-from nlft_ray.shards import DATA
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.schema import CORRECT, INCORRECT
+from nlft_ray.tables.scored import facts_of
+from nlft_ray.tables.shards import DATA
 
 _COLUMNS = [
     "id",

@@ -18,10 +18,18 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from nlft_ray import process, ray_runtime
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import (
+from nlft_ray.execution import process, ray_cluster
+from nlft_ray.execution.placement import largest_share, places
+from nlft_ray.log import log
+from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
+from nlft_ray.stages.train.examples import Weighing
+from nlft_ray.stages.train.metrics import read_metrics
+from nlft_ray.stages.train.order import order_of
+from nlft_ray.stages.train.watch import Watch, add_note
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import (
     MANIFEST,
     Identity,
     Manifest,
@@ -33,15 +41,7 @@ from nlft_ray.manifest import (
     input_fingerprint,
     read_manifest,
 )
-from nlft_ray.placement import largest_share, places
-from nlft_ray.progress import log
-from nlft_ray.shards import REJECTED, rejects_table
-from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
-from nlft_ray.stages.train.examples import Weighing
-from nlft_ray.stages.train.metrics import read_metrics
-from nlft_ray.stages.train.order import order_of
-from nlft_ray.stages.train.watch import Watch, add_note
-from nlft_ray.storage import Folder
+from nlft_ray.tables.shards import REJECTED, rejects_table
 
 _ray_train: Any = ray.train  # the annotations are those of Ray Train's first version, what runs is the second
 _TorchTrainer: Any = TorchTrainer
@@ -79,14 +79,14 @@ def train(config: TrainConfig) -> StageResult:
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
     identify = partial(_identity, config, scored, held_out)
     there = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
-    identity = identify() if there else ray_runtime.connect_during(identify, config.ray_address)
+    identity = identify() if there else ray_cluster.connect_during(identify, config.ray_address)
     complete = begin(output, identity, overwrite=config.overwrite)
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
     began, earlier = time.monotonic(), _seconds_of_steps(output)
     survey = _survey(config, source, output, identity, scored)
     steps = order_of(config, int(survey.counts["examples"])).steps
-    ray_runtime.connect(config.ray_address)
+    ray_cluster.connect(config.ray_address)
     if done := newest_step(output / CHECKPOINTS):
         log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
     with Watch(output, steps):
@@ -106,7 +106,7 @@ def train(config: TrainConfig) -> StageResult:
 
 
 def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) -> Identity:
-    from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+    from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 
     tokenizer = tokenizer_fingerprint(load_tokenizer(config.model))
     for option, folder, table in (("input", config.input, scored), ("held_out", config.held_out, held_out)):
@@ -155,7 +155,7 @@ def _survey(config: TrainConfig, source: Folder, output: Folder, identity: Ident
     Raises:
         UserError: nothing is left to train on, too many rows cannot be used, or the table was changed.
     """
-    from nlft_ray.models import max_length
+    from nlft_ray.models.loading import max_length
 
     weighing = Weighing(config.policy, max_length(config.model))
     tokens = sum(len(example.input_ids) for example in weighing.examples(source))
@@ -224,10 +224,10 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 
 def _worker_resources(config: TrainConfig) -> dict[str, float]:
     """CPUs and GPUs of one worker; where the number of CPUs is left open, as many as let all workers start."""
-    nodes = ray_runtime.nodes_with(config.label_selector)
+    nodes = ray_cluster.nodes_with(config.label_selector)
     gpus: int | None = config.gpus_per_worker
     if gpus is None:
-        gpus = 1 if ray_runtime.have_gpus(nodes) else 0
+        gpus = 1 if ray_cluster.have_gpus(nodes) else 0
     cpus = config.cpus_per_worker or largest_share(nodes, config.most_workers, gpus)
     room = places(nodes, cpus, gpus)
     if room < config.least_workers:
@@ -241,7 +241,7 @@ def _worker_resources(config: TrainConfig) -> dict[str, float]:
 def _explained(error: BaseException, config: TrainConfig) -> BaseException:
     """What the user can mend inside a failed training, where there is such; otherwise the failure itself."""
     for rank, failure in getattr(error, "worker_failures", {}).items():
-        if mistake := ray_runtime.user_error_in(failure):
+        if mistake := ray_cluster.user_error_in(failure):
             return mistake
         if isinstance(failure, WorkerHealthCheckFailedError):
             return UserError(
@@ -249,7 +249,7 @@ def _explained(error: BaseException, config: TrainConfig) -> BaseException:
                 f"{config.max_failures} allows no further restart. Run the same command again: it continues from "
                 "its last checkpoint."
             )
-    return ray_runtime.user_error_in(error) or error
+    return ray_cluster.user_error_in(error) or error
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, str] | None:

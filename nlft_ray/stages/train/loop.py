@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models import load_tokenizer, max_length
+from nlft_ray.models.loading import load_tokenizer, max_length
 from nlft_ray.stages.train.checkpoints import Checkpoints, Progress
 from nlft_ray.stages.train.engine import Engine, build_engine
 from nlft_ray.stages.train.example_table import ExampleTable
@@ -18,7 +18,7 @@ from nlft_ray.stages.train.order import Order, Split, order_of
 from nlft_ray.stages.train.step import Stepper
 from nlft_ray.stages.train.watch import add_note
 from nlft_ray.stages.train.weights import write_weights
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 
 def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:

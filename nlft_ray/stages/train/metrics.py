@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from nlft_ray.errors import UserError
-from nlft_ray.progress import log
+from nlft_ray.log import log
 from nlft_ray.stages.train.order import Order
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 

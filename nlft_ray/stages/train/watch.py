@@ -5,9 +5,9 @@ from types import TracebackType
 from typing import Self
 
 from nlft_ray.errors import UserError
-from nlft_ray.progress import RowProgress, log
+from nlft_ray.log import RowProgress, log
 from nlft_ray.stages.train.metrics import read_metrics
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 _NOTES = "notes.log"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nlft_ray.stages.train.engine import Engine
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 
 WEIGHTS = "weights"
 _SHARD = "5GB"  # of a model's file: what is being written may be in memory once more

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlft_ray.config import ExportConfig, TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import Manifest, finish, identity_of, input_fingerprint, read_manifest
-from nlft_ray.models import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.stages.export import job
 from nlft_ray.stages.export.job import export
 from nlft_ray.stages.train import loop
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Manifest, finish, identity_of, input_fingerprint, read_manifest
 from tests.stages.train import support
 
 IDS = torch.arange(6, 26)[None]

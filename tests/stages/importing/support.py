@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nlft_ray.config import ImportConfig
-from nlft_ray.manifest import StageResult
 from nlft_ray.stages.importing.job import import_data
+from nlft_ray.tables.manifest import StageResult
 
 QA = {"question": "question", "standard_answer": "answer"}
 

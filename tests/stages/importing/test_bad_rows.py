@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nlft_ray.errors import UserError
+from tests.rows import read_rejects, read_table
 from tests.stages.importing.support import asked, run, write_lines
-from tests.tables import read_rejects, read_table
 
 BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"question": "a", "answer": "1"', "not JSON"),

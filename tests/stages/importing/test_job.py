@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nlft_ray.errors import UserError
 from nlft_ray.stages.importing import job
+from tests.rows import read_table
 from tests.stages.importing.support import asked, run, write_lines
-from tests.tables import read_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:

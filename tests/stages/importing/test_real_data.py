@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nlft_ray.errors import UserError
+from tests.rows import read_table
 from tests.stages.importing.support import run
-from tests.tables import read_table
 
 
 @pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])

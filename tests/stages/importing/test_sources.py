@@ -12,8 +12,8 @@ import pytest
 from nlft_ray.errors import UserError
 from nlft_ray.stages.importing import job
 from nlft_ray.stages.importing.sources import DatasetSource
+from tests.rows import read_table
 from tests.stages.importing.support import QA, asked, run, write_lines
-from tests.tables import read_table
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "lines.json", "parquet"])

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from nlft_ray import ray_runtime
 from nlft_ray.config import JudgeConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import StageResult
-from nlft_ray.shards import Shard, ShardReport, work_shard
+from nlft_ray.execution import ray_cluster
 from nlft_ray.stages.judge.job import judge
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import StageResult
+from nlft_ray.tables.shards import Shard, ShardReport, work_shard
+from tests.rows import example, read_rejects, read_table, write_table
 from tests.stages.judge.conftest import Served
 from tests.stages.judge.fake_server import Reply, serving
-from tests.tables import example, read_rejects, read_table, write_table
 
 
 def response(number: int) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         for shard in shards:
             yield work_shard(made, source, output, shard, stage, config.seed)
 
-    monkeypatch.setattr(ray_runtime, "connect", lambda address: None)
-    monkeypatch.setattr(ray_runtime, "map_shards", map_shards)
+    monkeypatch.setattr(ray_cluster, "connect", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "map_shards", map_shards)
 
 
 @pytest.mark.usefixtures("ray_local")

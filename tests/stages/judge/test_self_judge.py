@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.schema import EXAMPLES
 from nlft_ray.stages.judge.self_judge import SelfJudge
-from tests.tables import example
+from nlft_ray.tables.schema import EXAMPLES
+from tests.rows import example
 
 
 def config(model: Path, **options: Any) -> JudgeConfig:

@@ -10,11 +10,11 @@ import pytest
 
 from nlft_ray.config import JudgeConfig
 from nlft_ray.errors import UserError
-from nlft_ray.schema import EXAMPLES
-from nlft_ray.shards import Worked
 from nlft_ray.stages.judge.server_judge import ServerJudge
+from nlft_ray.tables.schema import EXAMPLES
+from nlft_ray.tables.shards import Worked
+from tests.rows import example
 from tests.stages.judge.fake_server import FakeServer, Reply, serving
-from tests.tables import example
 
 Make = Callable[..., ServerJudge]
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nlft_ray.analysis.model_card import CARD, new_card
+from nlft_ray.analysis.run import read_training
 from nlft_ray.config import ModelConfig, ReportConfig, ScoreConfig
-from nlft_ray.manifest import Identity, Manifest, finish, input_fingerprint, read_manifest
-from nlft_ray.models import model_fingerprint
-from nlft_ray.run_record.folder import read_training
-from nlft_ray.run_record.model_card import CARD, new_card
-from nlft_ray.schema import EXAMPLES
+from nlft_ray.models.loading import model_fingerprint
 from nlft_ray.stages.report.job import report
-from nlft_ray.storage import Folder
-from tests.tables import example, write_table
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Identity, Manifest, finish, input_fingerprint, read_manifest
+from nlft_ray.tables.schema import EXAMPLES
+from tests.rows import example, write_table
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>"

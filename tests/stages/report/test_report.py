@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from nlft_ray.cli import main
+from nlft_ray.analysis.run import read_run
+from nlft_ray.analysis.saliency import token_texts
+from nlft_ray.cli.main import main
 from nlft_ray.config import ModelConfig
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.errors import UserError
-from nlft_ray.models import load_tokenizer
-from nlft_ray.run_record.folder import read_run
-from nlft_ray.saliency_view import token_texts
+from nlft_ray.models.loading import load_tokenizer
 from nlft_ray.stages.report.charts import Chart, training_charts
 from nlft_ray.stages.report.page import json_for_script
 from nlft_ray.stages.report.policy_form import policies_for_page
 from nlft_ray.stages.report.tokens import pack, response_texts
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
+from tests.rows import read_table
 from tests.stages.report.support import HOSTILE, HOSTILE_ROWS, random_rows, write_export, write_report, write_scored
-from tests.tables import read_table
 
 
 def data_of(html: Path) -> Any:

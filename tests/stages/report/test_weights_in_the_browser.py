@@ -7,8 +7,8 @@ import pytest
 
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.core.policies.base import Policy, TokenWeights
-from nlft_ray.scored import facts_of
 from nlft_ray.stages.report.policy_form import values_of
+from nlft_ray.tables.scored import facts_of
 
 SETTINGS: list[Policy] = [
     *(policy() for policy in POLICIES.values() if policy.target == "response"),

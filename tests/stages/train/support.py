@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nlft_ray.cli.arguments import validate
 from nlft_ray.config import TrainConfig
-from nlft_ray.models import tokenizer_fingerprint
+from nlft_ray.models.loading import tokenizer_fingerprint
 from nlft_ray.sandbox.tokenizer import build_tokenizer, vocabulary
-from nlft_ray.settings import validate
 from nlft_ray.stages.train.checkpoints import Checkpoints
 from nlft_ray.stages.train.metrics import read_metrics
-from nlft_ray.storage import Folder
-from tests.tables import write_table
+from nlft_ray.storage.folder import Folder
+from tests.rows import write_table
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}  # what DeepSpeed reads when it is imported
 

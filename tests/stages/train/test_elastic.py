@@ -21,7 +21,7 @@ from tests.stages.train import support, workers
 exhaustive = pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
 _RUN = (
     "import sys; from nlft_ray.stages.train import job; from nlft_ray.config import TrainConfig; "
-    "from nlft_ray.settings import load_config; job._RESIZING_SECONDS = 2.0; "
+    "from nlft_ray.cli.arguments import load_config; job._RESIZING_SECONDS = 2.0; "
     "job.train(load_config(TrainConfig, sys.argv[1], sys.argv[2:]))"
 )
 

@@ -11,7 +11,7 @@ from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.engine import Engine, build_engine
 from nlft_ray.stages.train.loop import load_examples, note_slower_ways
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
 from tests.stages.train import support
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nlft_ray.config import TrainConfig
-from nlft_ray.models import load_model
+from nlft_ray.models.loading import load_model
 from nlft_ray.stages.train import engine
 from nlft_ray.stages.train.dropout import TokenKeys, use_keyed_dropout
 from nlft_ray.stages.train.loop import load_examples

@@ -8,10 +8,10 @@ import pytest
 
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.errors import UserError
-from nlft_ray.scored import facts_of
 from nlft_ray.stages.train.examples import Example, Weighing
 from nlft_ray.stages.train.loop import load_examples
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.scored import facts_of
 from tests.stages.train import support
 
 

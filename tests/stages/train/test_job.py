@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.manifest import Manifest
-from nlft_ray.schema import TABLES
 from nlft_ray.stages.train import job
 from nlft_ray.stages.train.job import train
+from nlft_ray.tables.manifest import Manifest
+from nlft_ray.tables.schema import TABLES
+from tests.rows import read_rejects, write_table
 from tests.stages.train import support, workers
-from tests.tables import read_rejects, write_table
 
 pytestmark = pytest.mark.usefixtures("ray_local", "process_group", "one_thread")
 
@@ -64,7 +64,7 @@ def record_of_a_killed_driver(config: TrainConfig, step: int, tmp_path: Path) ->
     """Start a command on this cluster and kill it at a step. Its workers may live on for a while."""
     settings = tmp_path / "train.yaml"
     settings.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
-    command = [sys.executable, "-m", "nlft_ray.cli", "train", "--config", str(settings)]
+    command = [sys.executable, "-m", "nlft_ray", "train", "--config", str(settings)]
     address = ray.get_runtime_context().gcs_address
     with (tmp_path / "said.txt").open("w+") as said:
         driver = subprocess.Popen(

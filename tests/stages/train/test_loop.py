@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.scored import facts_of
 from nlft_ray.stages.train import loop
 from nlft_ray.stages.train.order import Order
+from nlft_ray.tables.scored import facts_of
 from tests.stages.train import support, workers
 
 IDS = torch.arange(6, 26)[None]

@@ -5,7 +5,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nlft_ray.stages.train.metrics import METRICS, MetricsLog, StepMetrics
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 from tests.stages.train.support import record
 
 

@@ -18,7 +18,7 @@ from nlft_ray.stages.train.order import Split, order_of
 from nlft_ray.stages.train.states import gather_states, trained_parameters
 from nlft_ray.stages.train.step import Stepper
 from nlft_ray.stages.train.weights import write_weights
-from nlft_ray.storage import Folder
+from nlft_ray.storage.folder import Folder
 from tests.stages.train import support
 
 

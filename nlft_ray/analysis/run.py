@@ -1,0 +1,175 @@
+"""What lies in a run folder: stages, trainings, evaluations. A scored folder alone is a run of one stage."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nlft_ray.errors import UserError
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import MANIFEST, Manifest, input_fingerprint, read_manifest
+from nlft_ray.tables.shards import read_rows
+
+_ORDER = ("import", "sample", "judge", "score", "train", "export", "evaluate")
+_BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage's folder, and its manifest."""
+
+    name: str
+    """Path of the folder within the run."""
+    folder: Folder
+    manifest: Manifest
+
+    @property
+    def leaf(self) -> str:
+        """Last name of the path: the policy's, for what belongs to one."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A test question whose answers before and after training are worth a look."""
+
+    question: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What training under one policy did to the test questions."""
+
+    policy: str
+    kinds: dict[str, list[Change]]
+    """`fixed`, `broken` and `still wrong`, in the order of the table."""
+    unchanged: int
+    """Right before and after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is told about a run, beside its tokens."""
+
+    name: str
+    stages: list[StageRecord]
+    metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Policy → a line for each optimizer step."""
+    changes: list[Changes] = field(default_factory=list)
+
+    def of_stage(self, stage: str) -> list[StageRecord]:
+        return [record for record in self.stages if record.manifest.identity.stage == stage]
+
+    def origin(self, record: StageRecord) -> StageRecord | None:
+        """The stage whose table this one read; None where it is not in the run."""
+        wanted = record.manifest.identity.input
+        return next((stage for stage in self.stages if input_fingerprint(stage.manifest) == wanted), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRun(Run):
+    """A run that has got as far as a scored table."""
+
+    scored: StageRecord
+
+    def examples(self) -> Folder | None:
+        """The table that was scored: the folder whose fingerprint the scored one names."""
+        wanted = self.scored.manifest.identity.input
+        for record in [*self.stages, *_records(self.scored.folder.parent)]:
+            if record.manifest.identity.table == "examples" and input_fingerprint(record.manifest) == wanted:
+                return record.folder
+        return None
+
+
+def read_run(folder: Folder) -> ScoredRun:
+    """Read a run folder, or a scored folder.
+
+    Raises:
+        UserError: there is no finished scored table.
+    """
+    name = folder.path.rpartition("/")[2]
+    if folder.has(MANIFEST):
+        scored = StageRecord(name, folder, read_manifest(folder, table="scored"))
+        return ScoredRun(name=name, scored=scored, stages=[scored])
+    records = sorted(_records(folder), key=_in_order)
+    scored_records = [record for record in records if record.manifest.identity.table == "scored"]
+    if len(scored_records) != 1:
+        what = "none" if not scored_records else ", ".join(record.name for record in scored_records)
+        raise UserError(
+            f"input: {folder} must be a scored folder, or a run with one in it; finished scored folders found: {what}."
+        )
+    return ScoredRun(
+        name=name,
+        scored=scored_records[0],
+        stages=records,
+        metrics={
+            record.leaf: lines
+            for record in records
+            if record.manifest.identity.stage == "train" and (lines := _metrics(record.folder))
+        },
+        changes=list(_changes(records)),
+    )
+
+
+def _records(folder: Folder) -> Iterator[StageRecord]:
+    """Finished stages in the folders of a folder, and one level below."""
+    for path in folder.folders():
+        if path.has(MANIFEST):
+            yield from _record(folder, path)
+        else:
+            for inner in path.folders():
+                yield from _record(folder, inner)
+
+
+def _record(run: Folder, folder: Folder) -> Iterator[StageRecord]:
+    if folder.has(MANIFEST):
+        manifest = Manifest.model_validate_json(folder.read_text(MANIFEST))
+        if manifest.identity.stage in _ORDER:
+            yield StageRecord(folder.path.removeprefix(f"{run.path}/"), folder, manifest)
+
+
+def _in_order(record: StageRecord) -> tuple[int, bool, str]:
+    stage = record.manifest.identity.stage
+    return _ORDER.index(stage), record.leaf != _BEFORE, record.name
+
+
+def read_training(folder: Folder) -> Run:
+    """A training's folder as a run of one stage.
+
+    Raises:
+        UserError: there is no finished training.
+    """
+    record = StageRecord(folder.path.rpartition("/")[2], folder, read_manifest(folder, table="weights"))
+    lines = _metrics(folder)
+    return Run(name=record.name, stages=[record], metrics={record.leaf: lines} if lines else {})
+
+
+def _metrics(folder: Folder) -> list[dict[str, Any]]:
+    """The lines that train wrote; the last may be in the writing."""
+    if not folder.has("metrics.jsonl"):
+        return []
+    *whole, _ = folder.read_text("metrics.jsonl").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def _changes(records: list[StageRecord]) -> Iterator[Changes]:
+    evaluated = {record.leaf: record for record in records if record.manifest.identity.stage == "evaluate"}
+    before = evaluated.pop(_BEFORE, None)
+    if before is None:
+        return
+    earlier = {row["id"]: row for row in read_rows(before.folder)}
+    for policy, record in evaluated.items():
+        kinds: dict[str, list[Change]] = {"fixed": [], "broken": [], "still wrong": []}
+        unchanged = 0
+        for row in read_rows(record.folder):
+            old = earlier.get(row["id"])
+            if old is None:
+                continue
+            if old["correct"] and row["correct"]:
+                unchanged += 1
+                continue
+            kind = "fixed" if row["correct"] else "broken" if old["correct"] else "still wrong"
+            kinds[kind].append(Change(row["question"], old["completion"], row["completion"]))
+        yield Changes(policy, kinds, unchanged)

@@ -1,0 +1,159 @@
+"""`nlft-ray STAGE --config FILE key=value …`. A stage is imported only when it is called."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from nlft_ray._version import __version__
+from nlft_ray.errors import UserError
+from nlft_ray.execution import process
+from nlft_ray.stages import STAGES, Stage
+
+CHAIN = {
+    "run": Stage("the whole chain from one file, skipping what is complete", "nlft_ray.chain:run", "RunConfig"),
+    "quickstart": Stage("the whole chain on the embedded sandbox", "nlft_ray.chain:run", "RunConfig"),
+    "plan": Stage(
+        "a model and a cluster → memory needed, what fits, settings to use",
+        "nlft_ray.planning.plan:plan",
+        "PlanConfig",
+        positional="model.path",
+        examples="""\b
+Examples
+  nlft-ray plan sandbox                          on this machine
+  nlft-ray plan my-org/my-8b cluster.gpus_per_node=8 cluster.gpu_memory_gib=80
+  nlft-ray plan my-org/my-8b train.lora=null --config cluster.yaml output=plan
+      cluster.yaml: cluster: {nodes: 2, gpus_per_node: 8, gpu_memory_gib: 80}
+  nlft-ray train --config plan/train.yaml input=runs/my/scored output=runs/my/trained
+Memory is that of the longest texts: see lengths below. What you set under score and train is kept; the rest is chosen.
+""",
+    ),
+}
+
+EPILOG = """\b
+Settings come from --config FILE (YAML), then from words: key=value, a.b=value or --a.b value.
+  nlft-ray score --help                         every setting of a stage, with its default
+  nlft-ray score --config my.yaml --print-config   what would run
+  nlft-ray quickstart                           try it: five minutes, no data, no GPU
+"""
+
+
+class _StageCommand(click.Command):
+    """Shows the settings of its stage below click's own help."""
+
+    stage: Stage
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help(ctx, formatter)
+        from nlft_ray.cli.arguments import write_help
+
+        write_help(self.stage.load_config(), formatter)
+
+
+def _command(name: str, stage: Stage) -> click.Command:
+    def call(config_file: str | None, print_config: bool, words: tuple[str, ...]) -> None:
+        _call(name, stage, config_file, print_config, words)
+
+    command = _StageCommand(
+        name,
+        callback=call,
+        help=f"{stage.summary[0].upper()}{stage.summary[1:]}.",
+        short_help=stage.summary,
+        epilog=stage.examples,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
+        params=[
+            click.Option(["--config", "config_file"], metavar="FILE", help="YAML file with settings."),
+            click.Option(["--print-config"], is_flag=True, help="Show the resolved configuration and stop."),
+            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]..."),
+        ],
+    )
+    command.stage = stage
+    return command
+
+
+def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, words: Sequence[str]) -> None:
+    from nlft_ray.cli.arguments import load_config, to_yaml
+
+    if name == "quickstart" and config_file is None:
+        from nlft_ray.sandbox import QUICKSTART
+
+        config_file = str(QUICKSTART)
+    if stage.positional and words and "=" not in words[0] and not words[0].startswith("-"):
+        words = (f"{stage.positional}={words[0]}", *words[1:])
+    config: Any = load_config(stage.load_config(), config_file, words)
+    if print_config:
+        click.echo(to_yaml(config), nl=False)
+        return
+    _quiet()
+    result = stage.load_function()(config)
+    from nlft_ray.cli.summary import show
+
+    show(result)
+
+
+def _quiet() -> None:
+    """Keep out of the terminal what other libraries say there without need. What the user's environment sets wins."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers and the hub, which fill log files
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+class _InOrder(click.Group):
+    """Lists the commands in the order of the chain."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def app() -> None:
+    """Natural Language Fine-Tuning on Ray: a model learns from its own answers, judged in words.
+
+    \b
+    questions → sample → judge → score → train → export → evaluate
+    """
+
+
+for _name, _stage in {**CHAIN, **STAGES}.items():
+    app.add_command(_command(_name, _stage))
+
+
+@app.command(short_help="a scored folder in figures, or one example of it")
+@click.argument("folder")
+@click.option("--id", "row_id", metavar="ID", help="Show this example token by token, instead of figures.")
+@click.option("--examples", metavar="FOLDER", help="The folder that was scored  [examples, beside FOLDER]")
+@click.option("--policy", default="nlft", show_default=True, help="Policy of the weights that are shown.")
+def inspect(folder: str, row_id: str | None, examples: str | None, policy: str) -> None:
+    """Summarise a scored folder: rows, tokens, verdicts, saliency by policy, weights, rejects."""
+    from nlft_ray.cli.inspect import inspect as show_folder
+
+    show_folder(folder, row_id, examples, policy)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. A user's mistake is one message and exit code 2."""
+    try:
+        with process.starting():  # until its end: its work is done elsewhere
+            app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"nlft-ray: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _stopped(signal.SIGINT)
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        _stopped(signal.SIGTERM)  # what Ray makes of the signal, which `ray job stop` sends
+
+
+def _stopped(by: signal.Signals) -> None:
+    click.echo("nlft-ray: stopped. The same command continues where this left off.", err=True)
+    sys.exit(128 + by)

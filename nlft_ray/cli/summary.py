@@ -1,0 +1,120 @@
+"""What a person sees when a command ends: a table, one coloured example, and where things lie."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nlft_ray.analysis.saliency import losing_example
+from nlft_ray.chain import PolicyOutcome, RunResult
+from nlft_ray.cli.plan import show_plan
+from nlft_ray.cli.tokens import show_response
+from nlft_ray.models.loading import load_tokenizer
+from nlft_ray.planning.plan import Plan
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Manifest, StageResult
+
+_LOG_FILE_COLUMNS = 120
+
+
+def show(result: StageResult | RunResult | Plan, console: Console | None = None) -> None:
+    """Print a result for a person."""
+    console = console or _console()
+    if isinstance(result, RunResult):
+        _show_run(result, console)
+    elif isinstance(result, Plan):
+        show_plan(result, console)
+    else:
+        _show_stage(result, console)
+
+
+def _console() -> Console:
+    """In a log file, as wide as the tables need; in a terminal, as wide as it is."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_LOG_FILE_COLUMNS)
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
+    return table
+
+
+def _show_stage(result: StageResult, console: Console) -> None:
+    manifest = result.manifest
+    table = _table(manifest.identity.stage + " (already complete)" * result.reused, "")
+    table.add_column("", justify="right")
+    table.show_header = False
+    for name, value in _facts(manifest):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"written to {result.output}")
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "rows in", f"{manifest.rows_in:,}"
+    yield "rows out", f"{manifest.rows_out:,}"
+    yield "rows rejected", f"{manifest.rows_rejected:,}"
+    for reason, count in sorted(manifest.reject_reasons.items(), key=lambda item: -item[1]):
+        yield f"  {reason}", f"{count:,}"
+    for reason, count in manifest.set_aside_reasons.items():
+        yield f"set aside: {reason}", f"{count:,}"
+    if manifest.tokens:
+        yield "tokens", f"{manifest.tokens:,}"
+    yield "seconds", f"{manifest.seconds:.1f}"
+    for name, value in manifest.counts.items():
+        yield name.replace("_", " "), f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _show_run(result: RunResult, console: Console) -> None:
+    title = "Accuracy on the test questions, with 95 % intervals" if result.before else "Trained models"
+    table = _table(title, "policy")
+    if result.config.rounds > 1:
+        table.add_column("round", justify="right")
+    for heading in ("examples", "correct + incorrect", "before", "after", "training, s"):
+        table.add_column(heading, justify="right")
+    for outcome in result.outcomes:
+        table.add_row(*_outcome_row(result, outcome))
+    console.print(table)
+    tokenizer = load_tokenizer(result.config.model)
+    scored, examples = Folder(result.scored.output), Folder(result.examples.output)
+    view = losing_example(scored, examples, tokenizer, result.config.policies[0])
+    if view:
+        show_response(view, console)
+    console.print(f"The whole run took {result.seconds:.0f} s. It wrote:")
+    for name, path in _paths(result):
+        console.print(f"  {name:<12} {path}")
+
+
+def _outcome_row(result: RunResult, outcome: PolicyOutcome) -> tuple[str, ...]:
+    trained = outcome.train.manifest
+    counts = trained.counts
+    return (
+        outcome.policy,
+        *([str(outcome.round)] if result.config.rounds > 1 else []),
+        f"{counts['examples']:.0f} of {trained.rows_in}",
+        f"{counts['correct']:.0f} + {counts['incorrect']:.0f}",
+        _accuracy(outcome.before),
+        _accuracy(outcome.evaluate),
+        f"{outcome.training_seconds:.0f}",
+    )
+
+
+def _accuracy(result: StageResult | None) -> str:
+    if result is None:
+        return "not measured"
+    counts = result.manifest.counts
+    low, high = (100 * counts[name] for name in ("accuracy_low", "accuracy_high"))
+    return f"{100 * counts['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _paths(result: RunResult) -> Iterator[tuple[str, str]]:
+    yield "examples", result.examples.output
+    yield "scored", result.scored.output
+    for outcome in result.outcomes:
+        suffix = f" {outcome.round}" if result.config.rounds > 1 else ""
+        yield f"model {outcome.policy}{suffix}", outcome.export.output
+    if result.outcomes and result.outcomes[0].evaluate:
+        yield "predictions", result.outcomes[0].evaluate.output
+    yield "report", result.report.output

@@ -1,0 +1,1 @@
+"""How a stage runs: the course of a table stage, Ray's cluster, placement."""

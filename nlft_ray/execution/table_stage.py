@@ -1,0 +1,182 @@
+"""The course of every stage that turns one table into another, row by row: sample, judge, score, evaluate."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from nlft_ray.errors import UserError
+from nlft_ray.execution import ray_cluster
+from nlft_ray.log import RowProgress, log
+from nlft_ray.models.prompts import prompts_fingerprint
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import (
+    MANIFEST,
+    Identity,
+    Manifest,
+    StageResult,
+    begin,
+    check_rejects,
+    finish,
+    identity_of,
+    input_fingerprint,
+    read_manifest,
+)
+from nlft_ray.tables.shards import (
+    DATA,
+    UNFINISHED,
+    MakesWorker,
+    Shard,
+    ShardReport,
+    finished_shards,
+    input_ids,
+    plan_shards,
+    remove_strays,
+)
+
+
+def run_table_stage(
+    config: Any,
+    *,
+    stage: str,
+    reads: str | tuple[str, ...],
+    writes: str,
+    worker: MakesWorker,
+    loads_model: bool = True,
+    summarise: Callable[[Manifest], dict[str, float]] | None = None,
+) -> StageResult:
+    """Do what is not done yet, then write the manifest. Killed at any moment and started again, it continues.
+
+    `summarise` adds to the manifest's counts what only the whole table shows.
+
+    Raises:
+        UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
+    """
+    source, output = Folder(config.input), Folder(config.output)
+    input_manifest = read_manifest(source, table=reads)
+    identify = partial(_identity, config, stage, writes, input_manifest, loads_model)
+    there = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
+    identity = identify() if there else ray_cluster.connect_during(identify, config.ray_address)
+    complete = begin(output, identity, overwrite=config.overwrite)
+    shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
+    reports = finished_shards(output, shards)
+    if complete is not None and len(reports) == len(shards):
+        return StageResult(output=config.output, manifest=complete, reused=True)
+    _reopen(output, shards)
+    ids = input_ids(source, shards)
+    _forget_changed(output, shards, reports, ids)
+    began = time.monotonic()
+    _work(config, stage, worker, source, output, shards, reports)
+    manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
+    _audit(shards, reports, ids, input_manifest)
+    remove_strays(output, shards)
+    (output / UNFINISHED).remove()
+    check_rejects(config, stage, manifest, output)
+    if summarise:
+        manifest = manifest.model_copy(update={"counts": manifest.counts | summarise(manifest)})
+    finish(output, manifest)
+    return StageResult(output=config.output, manifest=manifest)
+
+
+def _identity(config: Any, stage: str, writes: str, input_manifest: Manifest, loads_model: bool) -> Identity:
+    made_by = input_manifest.identity
+    fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
+    if loads_model:
+        from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+
+        tokenizer = load_tokenizer(config.model)
+        fields |= {
+            "model": model_fingerprint(config.model),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "prompts": prompts_fingerprint(tokenizer, config.prompts),
+        }
+        if made_by.tokenizer not in (None, fields["tokenizer"]):
+            raise UserError(
+                f"input: {config.input} holds ids of another tokenizer (tokenizer: {made_by.tokenizer} there, "
+                f"{fields['tokenizer']} in {config.model.path}). Use the model that made it, or start from questions."
+            )
+    else:
+        fields["tokenizer"] = made_by.tokenizer
+    identity = identity_of(config, stage, **fields)
+    identity.config["rows_per_shard"] = config.pool.rows_per_shard  # it shapes batches, hence seeds
+    return identity
+
+
+def _work(
+    config: Any,
+    stage: str,
+    worker: MakesWorker,
+    source: Folder,
+    output: Folder,
+    shards: list[Shard],
+    reports: dict[int, ShardReport],
+) -> None:
+    """Fill `reports` with every shard that is missing."""
+    missing = [shard for shard in shards if shard.number not in reports]
+    if not missing:
+        return
+    ray_cluster.connect(config.ray_address)
+    total = sum(shard.stop - shard.start for shard in shards)
+    before = sum(report.rows_in for report in reports.values())
+    with RowProgress(stage, total, before) as progress:
+        for report in ray_cluster.map_shards(worker, config, missing, source, output, stage):
+            reports[report.number] = report
+            progress.advance(report.rows_in, report.tokens)
+
+
+def _reopen(output: Folder, shards: list[Shard]) -> None:
+    """Make a folder that is not whole one that does not claim to be, and rid it of what is not part of the plan."""
+    if output.has(MANIFEST):
+        log(f"{output}: files are missing or damaged; they are made again.")
+        output.delete(MANIFEST)
+    strays = remove_strays(output, shards)
+    if strays:
+        log(f"{output}: removed {strays} files of an earlier plan.")
+
+
+def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str]) -> None:
+    """Shards whose input rows are others by now are not done."""
+    for shard in shards:
+        if shard.number in reports and reports[shard.number].ids != ids[shard.number]:
+            log(f"input: {shard.file} was changed since {shard.name} was made of it; it is made again.")
+            (output / DATA).delete(shard.name)
+            del reports[shard.number]
+
+
+def _audit(shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str], input_manifest: Manifest) -> None:
+    """Every input id is in the output or among the rejects exactly once: each shard was checked where it was worked
+    on, so what is left is that the shards are all there, and were made of the input as it is.
+    """
+    changed = [shard.file for shard in shards if reports[shard.number].ids != ids[shard.number]]
+    if changed:
+        raise UserError(
+            f"input: {changed[0]} was changed while its rows were worked on. Run the same command again when it rests."
+        )
+    read = sum(reports[shard.number].rows_in for shard in shards)
+    if read != input_manifest.rows_out:
+        raise UserError(
+            f"input: its manifest counts {input_manifest.rows_out} rows, its files hold {read}: they were changed."
+        )
+
+
+def _manifest(identity: Identity, reports: list[ShardReport], seconds: float) -> Manifest:
+    reasons: Counter[str] = Counter()
+    set_aside: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for report in reports:
+        reasons.update(report.reject_reasons)
+        set_aside.update(report.set_aside_reasons)
+        counts.update(report.counts)
+    return Manifest(
+        identity=identity,
+        rows_in=sum(report.rows_in for report in reports),
+        rows_out=sum(report.rows_out for report in reports),
+        rows_rejected=sum(reasons.values()),
+        reject_reasons=dict(reasons),
+        rows_set_aside=sum(set_aside.values()),
+        set_aside_reasons=dict(set_aside),
+        tokens=sum(report.tokens for report in reports),
+        seconds=seconds,
+        counts=dict(counts),
+    )

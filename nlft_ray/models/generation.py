@@ -1,0 +1,126 @@
+"""What a model writes when it is prompted: batched generation in one process. Knows neither tables nor Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from nlft_ray.config import ModelConfig, PromptConfig
+from nlft_ray.models.loading import end_of_turn_id, load_model, load_tokenizer, max_length
+from nlft_ray.models.prompts import PromptKind, prompt_ids
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen."""
+
+    max_new_tokens: int
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after a prompt."""
+
+    ids: list[int]
+    """With the end-of-turn token, where the model wrote one."""
+    text: str
+    """Without special tokens, and without white space around it."""
+    ended: bool
+    """False where the model was cut off before it ended its turn."""
+
+
+class PromptedModel:
+    """The target model with its tokenizer and prompts, as sampling, judging and evaluation use it.
+
+    Raises:
+        UserError: the model or its tokenizer does not load.
+    """
+
+    def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int):
+        self._prompts = prompts
+        self._tokenizer = load_tokenizer(model)
+        self.max_length = max_length(model)
+        self._generate = Generator(
+            load_model(model, spread=True),
+            end_of_turn=end_of_turn_id(self._tokenizer, model),
+            max_length=self.max_length,
+            batch_size=batch_size,
+        )
+
+    def prompt(self, kind: PromptKind, row: Mapping[str, Any]) -> list[int]:
+        """Token ids of a prompt; it can be completed where it is shorter than `max_length`."""
+        return prompt_ids(self._tokenizer, self._prompts, kind, row)
+
+    def complete(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[Completion]:
+        """A completion for each prompt."""
+        written = self._generate(prompts, decoding, seed) if prompts else []
+        return [
+            Completion(
+                ids=ids,
+                text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                ended=ids[-1] in self._generate.ends,
+            )
+            for ids in written
+        ]
+
+
+class Generator:
+    """Continues prompts. The seed, the prompts and the batch size determine what comes out on a CPU, bit for bit."""
+
+    def __init__(self, model: PreTrainedModel, *, end_of_turn: int, max_length: int, batch_size: int):
+        self._model = model
+        self._max_length = max_length
+        self._batch_size = batch_size
+        own = getattr(model.generation_config, "eos_token_id", None)
+        self.ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
+        self._end_of_turn = end_of_turn
+
+    def __call__(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+        """New tokens for each prompt, the end-of-turn token included where the model wrote one.
+
+        A prompt that leaves no room for `max_new_tokens` gets what room there is; it must leave room for one.
+        """
+        torch.manual_seed(seed)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in a batch
+        responses: list[list[int]] = [[] for _ in prompts]
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            for index, response in zip(batch, self._generate([prompts[i] for i in batch], decoding), strict=True):
+                responses[index] = response
+        return responses
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[Sequence[int]], decoding: Decoding) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        pad = self._end_of_turn  # masked, so any id will do
+        input_ids = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts])
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+        sampling: dict[str, Any] = {"do_sample": False}
+        if decoding.temperature > 0:
+            sampling = {
+                "do_sample": True,
+                "temperature": decoding.temperature,
+                "top_p": decoding.top_p,
+                "top_k": 0,  # transformers would cut to 50 by default
+            }
+        output = self._model.generate(  # type: ignore[operator]
+            input_ids=input_ids.to(self._model.device),
+            attention_mask=mask.to(self._model.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=min(decoding.max_new_tokens, self._max_length - longest),
+                eos_token_id=self.ends,
+                pad_token_id=pad,
+                **sampling,
+            ),
+        )
+        return [self._until_end(row) for row in output[:, longest:].tolist()]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        for position, token in enumerate(ids):
+            if token in self.ends:
+                return ids[: position + 1]
+        return ids

@@ -1,0 +1,182 @@
+"""Load a causal language model and its tokenizer, any architecture that transformers knows, and fingerprint them."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers  # by its name: it loads each part of itself only when that is used
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from nlft_ray import sandbox
+from nlft_ray.config import ModelConfig
+from nlft_ray.errors import UserError
+from nlft_ray.models.copies import local_copy
+from nlft_ray.storage.folder import Folder, side_by_side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WEIGHTS = "*.safetensors"
+_WANTED_FILES = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 65_536
+
+
+def device() -> torch.device:
+    """The device of this process: the first GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(config: ModelConfig) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
+    """The model's folder on this machine; a hub name is downloaded into the hub's cache first, a URI beside it.
+
+    Without `weights`, a folder of a store is copied without them, for those who only need the tokenizer.
+
+    Raises:
+        UserError: there is no such model, it has no tokenizer, or its weights are pickled.
+    """
+    if config.path == "sandbox":
+        return sandbox.MODEL_FOLDER
+    if "://" in config.path:
+        folder = local_copy(Folder(config.path), [name for name in _WANTED_FILES if weights or name != _WEIGHTS])
+    else:
+        folder = Path(config.path).expanduser()
+        if not folder.is_dir():
+            folder = _download(config)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
+    if weights and not list(folder.glob(_WEIGHTS)):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
+        what = "only pickled weights, which can run code when loaded" if pickled else "no weights"
+        raise UserError(f"model.path: {config.path} has {what}; save it with save_pretrained (safetensors).")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise UserError(f"model.path: {config.path} has no tokenizer; save the model's tokenizer into the same folder.")
+    return folder
+
+
+def _download(config: ModelConfig) -> Path:
+    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
+    if looks_local:
+        raise UserError(f"model.path: no folder {config.path}.")
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=_WANTED_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path: {config.path} is neither a folder nor a model on the hub: {reason}") from error
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: it cannot be loaded, or has no end-of-sequence token and none was named.
+    """
+    folder = model_folder(config, weights=False)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: the tokenizer in {config.path} does not load: {error}") from error
+    end_of_turn_id(tokenizer, config)
+    return tokenizer
+
+
+def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> "PreTrainedModel":
+    """The model, in evaluation mode, on `on` (default: this process's device).
+
+    With `spread`, its layers go to all GPUs that this process sees, where there are several.
+
+    Raises:
+        UserError: transformers cannot load it, or not with this quantisation.
+    """
+    folder = model_folder(config)
+    spread = spread and torch.cuda.device_count() > 1
+    placed = spread or config.quantization is not None  # by transformers, as it loads
+    device_map: Any = "auto" if spread else {"": on or device()} if placed else None
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype_of(config),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            device_map=device_map,
+            quantization_config=_quantization(config),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.path: {config.path} does not load: {error}") from error
+    return model.eval() if placed else model.eval().to(on or device())
+
+
+def _quantization(config: ModelConfig) -> Any:
+    if config.quantization is None:
+        return None
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    try:
+        return AutoQuantizationConfig.from_dict(dict(config.quantization))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"model.quantization: {' '.join(str(error).split())}") from error
+
+
+def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
+    """Id of the token that ends a response.
+
+    Raises:
+        UserError: it is unknown to the tokenizer, or there is none.
+    """
+    if config.end_of_turn_token is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"model.path: the tokenizer of {config.path} has no eos token: set model.end_of_turn_token."
+            )
+        return int(tokenizer.eos_token_id)
+    found = tokenizer.get_vocab().get(config.end_of_turn_token)
+    if found is None:
+        raise UserError(f"model.end_of_turn_token: {config.end_of_turn_token!r} is not a token of {config.path}.")
+    return int(found)
+
+
+def max_length(config: ModelConfig) -> int:
+    """Most tokens of prompt and response together: the setting, else the model's own limit."""
+    folder = model_folder(config, weights=False)
+    loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    own = getattr(loaded.get_text_config(), "max_position_embeddings", None)
+    if config.max_length and own and config.max_length > own:
+        raise UserError(f"model.max_length: {config.max_length} is above the {own} positions that {config.path} has.")
+    return config.max_length or own or 1_000_000
+
+
+def model_fingerprint(config: ModelConfig) -> str:
+    """Short hash of configuration and weights. Of large files, 64 blocks spread evenly, so that it takes a second."""
+    folder = Folder(config.path if "://" in config.path else str(model_folder(config)))
+    if not folder.has("config.json"):
+        raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
+    names = ["config.json", *folder.files(_WEIGHTS.removeprefix("*"))]
+    digest = hashlib.sha256()
+    for blocks in side_by_side(lambda name: list(_looked_at(folder, name)), names):
+        for block in blocks:
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _looked_at(folder: Folder, name: str) -> Iterator[bytes]:
+    """What tells a file from others: of a large one in a store, only these blocks are fetched."""
+    size = folder.size(name)
+    yield f"{name}:{size}".encode()
+    yield from folder.read_blocks(name, range(0, size, max(size // _SAMPLED_BLOCKS, _BLOCK_BYTES)), _BLOCK_BYTES)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Short hash of what turns text into ids: the vocabulary, and how text is split."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    shape = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(shape.encode()).hexdigest()[:16]

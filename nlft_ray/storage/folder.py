@@ -1,0 +1,282 @@
+"""Folders on any filesystem that pyarrow or fsspec knows, and files that appear whole or not at all."""
+
+import io
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from nlft_ray.storage.filesystems import (
+    BLOCK_BYTES,
+    ExplainedParquet,
+    ExplainedStream,
+    appears_whole,
+    explained,
+    locate,
+    send,
+)
+
+_ROWS_PER_ROW_GROUP = 1024  # what a reader that streams holds at once
+_FILES_AT_ONCE, _FILES_AHEAD = 32, 1024
+_BUFFER_BYTES = 1 << 20
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def side_by_side(look: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """What `look` finds, in the order of the items. Many are under way at once: a store's answer takes long to come."""
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for start in range(0, len(items), _FILES_AHEAD):  # not all at once: the results would pile up
+            yield from pool.map(look, items[start : start + _FILES_AHEAD])
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder named by a local path or a URI (`s3://…`, `gs://…`, `fsspec+…`). It need not exist yet.
+
+    Raises:
+        UserError: whatever is done with it, when the store refuses it, the disk is full or writing is not permitted.
+    """
+
+    uri: str
+
+    def _located(self) -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.uri:
+            return pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
+        return locate(self.uri)
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self._located()[0]
+
+    @property
+    def path(self) -> str:
+        """Path within the filesystem."""
+        return self._located()[1].rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Folder":
+        path, query = self._split()
+        return Folder(f"{path}/{name}{query}")
+
+    @property
+    def parent(self) -> "Folder":
+        """The folder around it; a bucket's is the bucket."""
+        path, query = self._split()
+        above = path.rpartition("/")[0]
+        if "://" in path:
+            return Folder((above if "://" in above else path) + query)
+        return Folder(above or ("/" if path.startswith("/") else "."))
+
+    @property
+    def name(self) -> str:
+        """The last name of the path."""
+        return self._split()[0].rpartition("/")[2]
+
+    def _split(self) -> tuple[str, str]:
+        """The path without a slash at its end, and a URI's options, question mark included."""
+        path, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return path.rstrip("/"), mark + options
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def _info(self, name: str = "") -> pafs.FileInfo:
+        with explained(self.uri):
+            filesystem, path = self._located()
+            return filesystem.get_file_info(f"{path.rstrip('/')}/{name}" if name else path.rstrip("/"))
+
+    def _listed(self) -> list[pafs.FileInfo]:
+        """What is directly in the folder; nothing where there is no folder."""
+        with explained(self.uri):
+            return self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+
+    def has(self, name: str) -> bool:
+        return self._info(name).type == pafs.FileType.File
+
+    def size(self, name: str) -> int:
+        """Of a file, in bytes."""
+        return self._info(name).size or 0
+
+    def exists(self) -> bool:
+        return self._info().type == pafs.FileType.Directory
+
+    def is_file(self) -> bool:
+        """Whether there is a file where a folder could be."""
+        return self._info().type == pafs.FileType.File
+
+    def files(self, suffix: str) -> list[str]:
+        """Names of the files directly in the folder that end so, sorted; empty where there is no folder."""
+        return [info.base_name for info in self.file_infos() if info.base_name.endswith(suffix)]
+
+    def file_infos(self) -> list[pafs.FileInfo]:
+        """Names, sizes and times of the files directly in the folder, but for hidden ones, by name."""
+        files = (info for info in self._listed() if info.type == pafs.FileType.File)
+        return sorted(
+            (info for info in files if not info.base_name.startswith(".")), key=lambda info: str(info.base_name)
+        )
+
+    def folders(self) -> list["Folder"]:
+        """The folders directly in the folder, but for hidden ones."""
+        names = sorted(info.base_name for info in self._listed() if info.type == pafs.FileType.Directory)
+        return [self / name for name in names if not name.startswith(".")]
+
+    def remove(self) -> None:
+        if self.exists():
+            with explained(self.uri):
+                self.filesystem.delete_dir(self.path)
+
+    def entries(self) -> list[str]:
+        """Names of all files and folders directly in the folder, but for hidden ones."""
+        names = (info.base_name for info in self._listed())
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def clear(self, *, keep: str) -> None:
+        """Delete everything in the folder but one file."""
+        for name in self.entries():
+            if name != keep and self.has(name):
+                self.delete(name)
+            elif name != keep:
+                (self / name).remove()
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.has(name):
+            with explained(self.uri):
+                self.filesystem.delete_file(f"{self.path}/{name}")
+
+    def remove_unfinished(self) -> None:
+        """Delete what a killed process had begun to write here."""
+        for info in self._listed():
+            if _UNFINISHED.fullmatch(info.base_name):
+                self.delete(info.base_name)
+
+    def read_text(self, name: str) -> str:
+        with explained(self.uri), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return stream.read().decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        with self.written_locally(name) as path:
+            path.write_bytes(text.encode())
+
+    def write_table(self, name: str, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+        """Write a Parquet file; `metadata` goes into its footer."""
+        table = table.replace_schema_metadata(dict(metadata or {}))
+        with self.written_locally(name) as path:
+            pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_ROW_GROUP)
+
+    def open_parquet(self, name: str) -> pq.ParquetFile:
+        with explained(self.uri):
+            return ExplainedParquet(f"{self.path}/{name}", self.filesystem, self.uri)
+
+    def open(self, name: str) -> BinaryIO:
+        """A stream of a file's bytes, read in blocks."""
+        with explained(self.uri):
+            stream = self.filesystem.open_input_stream(f"{self.path}/{name}")
+        return cast(BinaryIO, io.BufferedReader(ExplainedStream(stream, self.uri), _BUFFER_BYTES))
+
+    def read_blocks(self, name: str, starts: Sequence[int], size: int) -> Iterator[bytes]:
+        """So many bytes of a file from each of these places on."""
+        with explained(self.uri), self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            for start in starts:
+                yield file.read_at(size, start)
+
+    @contextmanager
+    def written_locally(self, name: str) -> Iterator[Path]:
+        """A path on this machine to write a file to. On leaving it stands in the folder, whole; on an exception, not.
+
+        A local file is written beside its place and renamed. A file for elsewhere is written to this machine's
+        temporary folder first: were a store's own stream left by an exception, closing it would make a whole object of
+        the half that was written.
+        """
+        with explained(f"{self}/{name}"):
+            if not self.is_local:
+                with tempfile.TemporaryDirectory() as scratch:
+                    yield Path(scratch) / name
+                    self._upload(Path(scratch) / name, name)
+                return
+            final = Path(self.path) / name
+            final.parent.mkdir(parents=True, exist_ok=True)
+            written = final.with_name(_unfinished(name))
+            try:
+                yield written
+                written.replace(final)
+            finally:
+                written.unlink(missing_ok=True)
+
+    def _upload(self, source: Path, name: str) -> None:
+        """A store shows an object when it is whole; elsewhere it has another name until then."""
+        with explained(f"{self}/{name}"):
+            filesystem, whole = self.filesystem, appears_whole(self.filesystem)
+            written = f"{self.path}/{name if whole else _unfinished(name)}"
+            if not whole:  # a store has no folders to create
+                filesystem.create_dir(self.path, recursive=True)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(send, source, filesystem, written).result()
+            if not whole:
+                filesystem.move(written, f"{self.path}/{name}")
+
+    @contextmanager
+    def filled_locally(self) -> Iterator[Path]:
+        """A folder on this machine to write files into. On leaving they stand in this one; on an exception, none."""
+        if not self.is_local:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
+                self.upload(Path(scratch))
+            return
+        place = Path(self.path)
+        for left in place.glob(".files.*"):  # by a killed process
+            shutil.rmtree(left)
+        with explained(self.uri):
+            written = place / _unfinished("files")
+            written.mkdir(parents=True)
+            try:
+                yield written
+                for file in sorted(written.iterdir()):
+                    file.replace(place / file.name)
+            finally:
+                shutil.rmtree(written, ignore_errors=True)
+
+    @contextmanager
+    def read_locally(self, names: Sequence[str]) -> Iterator[Path]:
+        """A folder on this machine that holds these files, for libraries that know local files only."""
+        if self.is_local:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            self.download(names, Path(scratch))
+            yield Path(scratch)
+
+    def download(self, names: Sequence[str], target: Path) -> None:
+        """Copy files into a local folder."""
+        with explained(self.uri):
+            for name in names:
+                with (
+                    self.filesystem.open_input_stream(f"{self.path}/{name}") as stream,
+                    (target / name).open("wb") as file,
+                ):
+                    shutil.copyfileobj(stream, file, BLOCK_BYTES)
+
+    def upload(self, source: Path) -> None:
+        """Copy the files of a local folder into this one, each whole."""
+        for file in sorted(source.iterdir()):
+            self._upload(file, file.name)
+
+
+def _unfinished(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex}"

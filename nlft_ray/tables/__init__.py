@@ -1,0 +1,1 @@
+"""What stages share on disk: schemas, manifests, shards, audits."""

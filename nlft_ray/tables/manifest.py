@@ -1,0 +1,187 @@
+"""The record beside every table: what made it, from what, and how much.
+
+A stage writes two files around its work. `plan.json` comes first and says what is being made; a second start reads it
+and continues, or refuses because something differs. `manifest.json` comes last and means: complete.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nlft_ray._version import __version__
+from nlft_ray.config import StageConfig, Strict
+from nlft_ray.errors import UserError
+from nlft_ray.log import log
+from nlft_ray.storage.folder import Folder
+
+MANIFEST, PLAN = "manifest.json", "plan.json"
+_OF_A_JOB = "/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` brings
+
+# Settings that say where and how fast, never what comes out.
+_NOT_IDENTITY: dict[str, Any] = {
+    **dict.fromkeys(("input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address"), True),
+    "server": {"api_key_variable", "concurrency", "timeout_seconds", "max_retries", "cache"},
+}
+
+
+def fingerprint(value: Any) -> str:
+    """Short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Identity(BaseModel):
+    """What determines a stage's output. Equal identities make equal outputs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    table: str | None = None
+    """Kind of table in the folder (a key of `schema.TABLES`)."""
+    software_version: str
+    config: dict[str, Any]
+    """Resolved configuration, without what only says where and how fast."""
+    model: str | None = None
+    """Fingerprint of the model's weights."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer whose ids stand in the table."""
+    prompts: str | None = None
+    """Fingerprint of the prompt templates."""
+    input: str | None = None
+    """Fingerprint of the input."""
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model_dump())
+
+
+class Manifest(BaseModel):
+    """The complete record of one stage's output."""
+
+    identity: Identity
+    rows_in: int
+    rows_out: int
+    rows_rejected: int
+    reject_reasons: dict[str, int] = {}
+    """Rejected rows by reason."""
+    rows_set_aside: int = 0
+    """Rows left out on purpose. They stand among the rejects, but are no failures."""
+    set_aside_reasons: dict[str, int] = {}
+    """Rows set aside by reason."""
+    tokens: int = 0
+    """Tokens that went through the model."""
+    seconds: float
+    """Wall-clock time of the start that completed it; for a training, with the steps kept from earlier starts."""
+    counts: dict[str, float] = {}
+    """What the stage counted: verdicts, disputed rows, accuracy, …"""
+
+
+def identity_of(config: BaseModel, stage: str, **fields: Any) -> Identity:
+    """The identity of a stage's output under a configuration."""
+    kept = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    return Identity(stage=stage, software_version=__version__, config=kept, **fields)
+
+
+class StageResult(Strict):
+    """What a stage returns: where its output lies, and the manifest that stands beside it."""
+
+    output: str
+    manifest: Manifest
+    reused: bool = False
+    """True where the output was already complete and nothing ran."""
+
+
+def read_manifest(folder: Folder, *, table: str | tuple[str, ...], option: str = "input") -> Manifest:
+    """The manifest of a stage's input, which a setting called `option` names.
+
+    Raises:
+        UserError: the folder is missing, its stage has not finished, or it holds another kind of table.
+    """
+    wanted = (table,) if isinstance(table, str) else table
+    if not folder.has(MANIFEST):
+        state = "was begun but is not complete: run its stage again" if folder.has(PLAN) else "has no manifest.json"
+        if not folder.exists():
+            state = "does not exist"
+        raise UserError(
+            f"{option}: {folder} {state}. It must be a folder of {' or '.join(wanted)} written by a stage of nlft-ray; "
+            "`nlft-ray import` makes one from files of your own."
+        )
+    manifest = Manifest.model_validate_json(folder.read_text(MANIFEST))
+    if manifest.identity.table not in wanted:
+        raise UserError(
+            f"{option}: {folder} holds {manifest.identity.table} (made by stage '{manifest.identity.stage}'); "
+            f"this stage reads {' or '.join(wanted)}."
+        )
+    return manifest
+
+
+def input_fingerprint(manifest: Manifest) -> str:
+    """Identifies a table by how it came about, and by how much of it there is."""
+    return fingerprint([manifest.identity.fingerprint(), manifest.rows_out])
+
+
+def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | None:
+    """Open an output folder: None when there is work to do, the manifest when it is complete already.
+
+    Raises:
+        UserError: the folder belongs to another identity and `overwrite` is off; or it would not outlive its job.
+    """
+    if _OF_A_JOB in f"{folder.uri}/":
+        raise UserError(
+            f"output: {folder} lies in the copy of your working directory that Ray makes for a job, and deletes. Give "
+            "the whole path of a folder that all nodes share, or a URI such as s3://bucket/runs."
+        )
+    if folder.has(PLAN):
+        existing = Identity.model_validate_json(folder.read_text(PLAN))
+        changes = differences(existing.model_dump(), identity.model_dump())
+        if not changes:
+            return Manifest.model_validate_json(folder.read_text(MANIFEST)) if folder.has(MANIFEST) else None
+        if not overwrite:
+            raise UserError(
+                f"output: {folder} was made with other settings:\n"
+                + "\n".join(f"  {change}" for change in changes)
+                + "\nChoose another output folder, or set overwrite=true to replace it."
+            )
+        log(f"{identity.stage}: {folder} is made anew, since settings changed: {'; '.join(changes)}")
+        # The plan goes last: whoever dies in between leaves a folder that is incomplete, and ours.
+        folder.delete(MANIFEST)
+        folder.clear(keep=PLAN)
+    elif folder.entries():
+        raise UserError(f"output: {folder} holds files that nlft-ray did not write. Choose an empty folder.")
+    folder.write_text(PLAN, identity.model_dump_json(indent=2))
+    return None
+
+
+def finish(folder: Folder, manifest: Manifest) -> None:
+    folder.write_text(MANIFEST, manifest.model_dump_json(indent=2))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The leaves in which two nested mappings differ, as `a.b: 1 → 2`."""
+    changes = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key}: {json.dumps(before)} → {json.dumps(after)}")
+    return changes
+
+
+def check_rejects(config: StageConfig | Any, stage: str, manifest: Manifest, folder: Folder) -> None:
+    """Fail when too many rows were unusable.
+
+    Raises:
+        UserError: names the commonest reasons and where the rows are.
+    """
+    allowed = config.max_reject_fraction * manifest.rows_in
+    if manifest.rows_rejected <= allowed:
+        return
+    commonest = sorted(manifest.reject_reasons.items(), key=lambda item: -item[1])[:5]
+    raise UserError(
+        f"{stage}: {manifest.rows_rejected} of {manifest.rows_in} rows could not be used, more than "
+        f"max_reject_fraction={config.max_reject_fraction} allows:\n"
+        + "\n".join(f"  {count} × {reason}" for reason, count in commonest)
+        + f"\nThe rows and their reasons are in {folder / 'rejects'}. Mend them, or raise max_reject_fraction."
+    )

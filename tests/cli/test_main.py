@@ -1,0 +1,75 @@
+"""The command line as a person meets it: quick help, one message for a mistake, no stack trace."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nlft_ray.cli.main import app, main
+from nlft_ray.stages import STAGES
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nlft_ray", *words], capture_output=True, text=True, check=False)
+
+
+def test_help_answers_within_half_a_second() -> None:
+    seconds = []
+    for _ in range(5):  # the best of five: other work on the machine must not decide
+        began = time.perf_counter()
+        finished = run("--help")
+        seconds.append(time.perf_counter() - began)
+    assert finished.returncode == 0
+    assert all(name in finished.stdout for name in STAGES)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_help_shows_every_setting_with_its_docstring(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([stage, "--help"])
+    shown = capsys.readouterr().out
+    for name, field in STAGES[stage].load_config().model_fields.items():  # type: ignore[attr-defined]
+        assert name in shown
+        assert field.description, f"{stage}.{name} has no docstring"
+        assert field.description.split()[0].strip("`") in shown
+
+
+def test_print_config_shows_defaults_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["score", "--print-config", f"input={tmp_path}/a", f"output={tmp_path}/b", "model.path=sandbox"])
+    assert "max_tokens_per_batch: null" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["score", "modl.path=x"], "Did you mean 'model'?"),
+        (["scor"], "Did you mean"),
+        (["score", "input=absent", "output=out", "model.path=sandbox"], "does not exist"),
+        (["score", "--config", "absent.yaml"], "no file absent.yaml"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(words: list[str], message: str) -> None:
+    finished = run(*words)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(signal.SIGTERM), 143)])
+def test_who_is_stopped_says_that_it_goes_on_later(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray makes a SystemExit of the SIGTERM that `ray job stop` sends."""
+
+    def stopped(**settings: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(app, "main", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == code
+    assert "The same command continues" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""A folder belongs to one identity; a second start continues, or says what differs."""
+
+from pathlib import Path
+
+import pytest
+
+from nlft_ray.config import ScoreConfig
+from nlft_ray.errors import UserError
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Identity, Manifest, begin, check_rejects, finish, identity_of, read_manifest
+from tests.rows import QUESTION, write_table
+
+
+def identity(**changes: object) -> Identity:
+    config = ScoreConfig.model_validate({"input": "i", "output": "o", "model": {"path": "m"}, **changes})
+    return identity_of(config, "score", table="scored", model="1234")
+
+
+def manifest(rejected: int = 0) -> Manifest:
+    return Manifest(
+        identity=identity(),
+        rows_in=100,
+        rows_out=100 - rejected,
+        rows_rejected=rejected,
+        reject_reasons={"too long": rejected},
+        seconds=1.0,
+    )
+
+
+def test_begin_is_new_then_continues_then_is_complete(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    assert begin(folder, identity(), overwrite=False) is None
+    assert begin(folder, identity(), overwrite=False) is None
+    finish(folder, manifest())
+    assert begin(folder, identity(), overwrite=False) == manifest()
+
+
+def test_a_folder_that_goes_with_its_job_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    with pytest.raises(UserError, match="runs/scored lies in the copy of your working directory"):
+        begin(Folder(str(copy / "runs" / "scored")), identity(), overwrite=False)
+    assert not copy.exists()
+
+
+def test_another_identity_is_refused_by_the_name_of_the_field(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    begin(folder, identity(), overwrite=False)
+    finish(folder, manifest())
+    with pytest.raises(UserError, match=r"config\.hidden_window: 8 → 4"):
+        begin(folder, identity(hidden_window=4), overwrite=False)
+    assert begin(folder, identity(hidden_window=4), overwrite=True) is None
+    assert not folder.has("manifest.json")
+
+
+def test_where_and_how_fast_are_not_identity() -> None:
+    moved = identity(input="elsewhere", pool={"max_workers": 7}, max_reject_fraction=0.5, ray_address="auto")
+    assert moved.fingerprint() == identity().fingerprint()
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(UserError, match="did not write"):
+        begin(Folder(str(tmp_path)), identity(), overwrite=True)
+
+
+def test_inputs_must_be_complete_and_of_the_right_kind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_manifest(Folder(str(tmp_path / "absent")), table="examples")
+    begin(Folder(str(tmp_path / "begun")), identity(), overwrite=False)
+    with pytest.raises(UserError, match="not complete"):
+        read_manifest(Folder(str(tmp_path / "begun")), table="examples")
+    questions = write_table(tmp_path / "q", "questions", [{"id": "1", **QUESTION}])
+    with pytest.raises(UserError, match="holds questions"):
+        read_manifest(Folder(questions), table="examples")
+
+
+def test_too_many_rejects_fail_with_the_reasons(tmp_path: Path) -> None:
+    config = ScoreConfig.model_validate({"input": "i", "output": "o", "model": {"path": "m"}})
+    check_rejects(config, "score", manifest(rejected=5), Folder(str(tmp_path)))
+    with pytest.raises(UserError, match="6 × too long"):
+        check_rejects(config, "score", manifest(rejected=6), Folder(str(tmp_path)))
