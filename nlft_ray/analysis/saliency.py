@@ -3,17 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 
-from nlft_ray.core.policies.base import Policy, TokenWeights
+from nlft_ray.core.policies.base import Policy, Role, TokenWeights
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import INCORRECT
 from nlft_ray.tables.scored import facts_of
 from nlft_ray.tables.shards import read_rows
-
-Role = Literal["losing", "scoring", "near", "silent", "plain"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ def losing_example(scored: Folder, examples: Folder, tokenizer: Any, policy: Pol
 def token_views(row: Mapping[str, Any], weights: TokenWeights, tokenizer: Any) -> list[TokenView]:
     """Every response token of a scored row under a policy's weights."""
     texts = token_texts(tokenizer, row["input_ids"][row["response_start"] :])
+    roles = weights.roles.tolist()
     tops = row["top_standard"]
     tops = [] if tops is None else tops
     return [
@@ -68,7 +67,7 @@ def token_views(row: Mapping[str, Any], weights: TokenWeights, tokenizer: Any) -
             p_standard=_probability(row["logp_standard"], t),
             top_standard=tokenizer.decode([tops[t]]) if len(tops) else "",
             top_p=_probability(row["top_logp_standard"], t),
-            role=_role(weights, t),
+            role=cast(Role, roles[t]),
             weight=float(weights.weight[t]),
             sign=int(weights.sign[t]),
             neighbours=dict(_neighbours(row["hidden_cos"], t, len(texts))),
@@ -103,13 +102,3 @@ def _neighbours(hidden_cos: Sequence[float], t: int, n: int) -> Iterator[tuple[i
 
 def _probability(logp: list[float] | None, t: int) -> float:
     return np.nan if logp is None else math.exp(logp[t])
-
-
-def _role(weights: TokenWeights, t: int) -> Role:
-    if weights.sign[t] < 0:
-        return "losing"
-    if weights.saliency[t]:
-        return "scoring"
-    if weights.sign[t] == 0:
-        return "silent"
-    return "near" if weights.near[t] else "plain"

@@ -32,19 +32,20 @@ class Share:
     """What a policy makes of all response tokens."""
 
     scoring: int = 0
-    """Saliency tokens that it raises."""
+    """Tokens with the role scoring."""
     losing: int = 0
-    """Saliency tokens that it lowers."""
-    silent: int = 0
-    """Tokens without weight."""
+    """Tokens with the role losing."""
+    without_weight: int = 0
+    """Tokens that add nothing to the loss, neither by their weight nor by the anchor."""
     histogram: Any = field(default_factory=lambda: np.zeros(len(BINS), np.int64))
     """Tokens of each of the BINS."""
 
     def add(self, weights: TokenWeights) -> None:
+        roles = weights.roles
         lowered = weights.sign < 0
-        self.scoring += int((weights.saliency & ~lowered).sum())
-        self.losing += int((weights.saliency & lowered).sum())
-        self.silent += int((weights.likelihood + weights.unlikelihood == 0).sum())
+        self.scoring += int((roles == "scoring").sum())
+        self.losing += int((roles == "losing").sum())
+        self.without_weight += int((weights.likelihood + weights.unlikelihood == 0).sum())
         bins = np.where(lowered, 0, np.where(weights.sign == 0, 1, 2 + np.searchsorted(_EDGES, weights.weight)))
         self.histogram += np.bincount(bins, minlength=len(BINS))
 
@@ -154,7 +155,7 @@ def _show_policies(figures: Figures, console: Console) -> None:
     table = _table("Saliency tokens by policy", ("policy", "scoring", "losing", "saliency", "without weight"))
     tokens = figures.response_tokens
     for name, share in figures.shares.items():
-        parts = (share.scoring, share.losing, share.scoring + share.losing, share.silent)
+        parts = (share.scoring, share.losing, share.scoring + share.losing, share.without_weight)
         table.add_row(name, *(_percent(part, tokens) for part in parts))
     console.print(table)
 

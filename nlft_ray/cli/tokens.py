@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nlft_ray.analysis.saliency import Role, SaliencyView, TokenView
+from nlft_ray.analysis.saliency import SaliencyView, TokenView
+from nlft_ray.core.policies.base import Role
 from nlft_ray.tables.schema import CORRECT
 
 _STYLES: dict[Role, str] = {

@@ -300,3 +300,17 @@ def test_every_number_is_described_in_the_schema():
     released = schema["$defs"]["Released"]["properties"]
     assert "distance" in released["growing_threshold"]["description"]
     assert released["theta"]["exclusiveMaximum"] == 1
+
+
+@pytest.mark.parametrize("policy", [Cut(unlikelihood_weight=0.0), Origin(origin_weight=0.0)], ids=lambda p: p.name)
+def test_a_losing_token_that_is_left_alone_is_silent(policy):
+    weights = policy.weigh(facts([0.1, 0.9], judge=[0.9, 0.9], standard=[0.01, 0.9]))
+    assert weights.saliency.tolist() == [True, False]
+    assert weights.roles.tolist()[0] == "silent"
+
+
+def test_roles_of_both_verdicts():
+    incorrect = Cut().weigh(facts([0.1, 0.9], judge=[0.9, 0.9], standard=[0.01, 0.9]))
+    assert incorrect.roles.tolist() == ["losing", "plain"]
+    correct = Nlft().weigh(facts([0.5, 0.5, 0.5], standard=[0.99, 0.5, 0.5], cosine=0.0))
+    assert correct.roles.tolist() == ["scoring", "plain", "plain"]

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from nlft_ray.core.facts import BoolArray, FloatArray, TokenFacts
 from nlft_ray.core.growing import Grown
 
+Role = Literal["losing", "scoring", "near", "silent", "plain"]
+"""What a reader is told about a token; see `TokenWeights.roles`."""
+
 _BOUNDS = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
 
 
@@ -53,6 +56,17 @@ class TokenWeights:
             near=nowhere if grown is None else grown.near,
             growth_truncated=0 if grown is None else grown.truncated,
         )
+
+    @property
+    def roles(self) -> npt.NDArray[np.str_]:
+        """(n,) the `Role` of each token.
+
+        A losing token is lowered, a silent one is left alone (its sign is 0), and only a token that is raised can
+        be a scoring or a near one: a saliency token whose weight a policy sets to 0 is silent. The page's twin is
+        `role` in stages/report/assets/policies.js.
+        """
+        conditions = [self.sign < 0, self.sign == 0, self.saliency, self.near]
+        return np.select(conditions, ["losing", "silent", "scoring", "near"], default="plain")
 
     @property
     def likelihood(self) -> FloatArray:

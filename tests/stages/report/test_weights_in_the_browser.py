@@ -1,4 +1,4 @@
-"""The page's formulas are Python's: every token of every row, for every policy and many settings."""
+"""The page's formulas are Python's: weight and role of every token of every row, for every policy and odd settings."""
 
 from typing import Any
 
@@ -18,7 +18,10 @@ SETTINGS: list[Policy] = [
     POLICIES["nlft"](growing_threshold=-1.0, reset_centre=False, anchor=0.0, judge_standard_ratio=0.01),
     POLICIES["released"](growing_threshold=0.05, theta=0.8, incorrect_exponent=2.0, near_exponent=0.0),
     POLICIES["origin"](judge_standard_ratio=1.0, min_p_judge=0.0, origin_weight=0.0, theta=0.7),
+    POLICIES["origin"](origin_weight=0.0),  # a losing token that is left alone: silent
     POLICIES["cut"](judge_base_ratio=0.5, unlikelihood_weight=0.25),
+    POLICIES["cut"](unlikelihood_weight=0.0),
+    POLICIES["nlft"](max_losing_share=0.0, theta=0.99),
 ]
 
 COMPUTE = """values => {
@@ -26,7 +29,8 @@ COMPUTE = """values => {
     return nlft.List.all().map(example => {
         nlft.Data.weigh(nlft.Panel.policy(), example);
         const { weight, sign, saliency, near, anchor, growthTruncated } = example.result;
-        return { id: example.id, weight: [...weight], sign: [...sign], saliency: [...saliency], near: [...near],
+        const role = [...sign].map((_, t) => nlft.Policies.role(example.result, t));
+        return { id: example.id, role, weight: [...weight], sign: [...sign], saliency: [...saliency], near: [...near],
                  anchor, growthTruncated };
     });
 }"""
@@ -42,7 +46,7 @@ def page(browser: Any, html: Any) -> Any:
 
 
 @pytest.mark.parametrize("policy", SETTINGS, ids=lambda policy: policy.name)
-def test_every_token_has_pythons_weight(page: Any, scored_rows: list[dict[str, Any]], policy: Policy) -> None:
+def test_every_token_has_pythons_weight_and_role(page: Any, scored_rows: list[dict[str, Any]], policy: Policy) -> None:
     found = {row["id"]: row for row in page.evaluate(COMPUTE, values_of(policy))}
     assert len(found) == len(scored_rows)
     for row in scored_rows:
@@ -52,6 +56,7 @@ def test_every_token_has_pythons_weight(page: Any, scored_rows: list[dict[str, A
 def _assert_same(found: dict[str, Any], wanted: TokenWeights) -> None:
     np.testing.assert_allclose(found["weight"], wanted.weight, rtol=1e-6, atol=1e-6, err_msg=found["id"])
     np.testing.assert_array_equal(found["sign"], wanted.sign)
+    np.testing.assert_array_equal(found["role"], wanted.roles)
     np.testing.assert_array_equal(found["saliency"], wanted.saliency)
     np.testing.assert_array_equal(found["near"], wanted.near)
     np.testing.assert_array_equal(found["anchor"], wanted.anchor)

@@ -67,10 +67,11 @@ const Data = (() => {
     let scoring = 0;
     let strongest = 0;
     for (let t = 0; t < example.facts.n; t++) {
-      if (result.sign[t] < 0) {
+      const role = Policies.role(result, t);
+      if (role === "losing") {
         losing++;
         strongest = Math.max(strongest, result.weight[t]);
-      } else if (result.saliency[t] && result.sign[t] > 0) scoring++;
+      } else if (role === "scoring") scoring++;
     }
     example.result = result;
     example.losing = losing;

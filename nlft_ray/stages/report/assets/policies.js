@@ -216,7 +216,7 @@ const Policies = (() => {
     sft: (policy, facts) => blank(facts.n), // trains the standard answer's tokens, not the response's
   };
 
-  // What a reader is told about a token; the same words as in the terminal.
+  // What a reader is told about a token: the twin of TokenWeights.roles in core/policies/base.py.
   function role(result, t) {
     if (result.sign[t] < 0) return "losing";
     if (result.saliency[t] && result.sign[t] > 0) return "scoring";
