@@ -1,19 +1,30 @@
 # make quickstart   install into .venv and run the whole chain on the embedded sandbox
-# make test         install the test extras and run linter, type checker and tests
+# make fast         tests that need neither Ray nor another process
+# make test         linters, type checker, and the tests of all tiers but system and slow, of which it runs one kill and one job
+# make test-all     every test but the exhaustive ones
+# make lint         linters and type checker alone
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 TORCH ?= torch==2.13.0
 
-.PHONY: quickstart test clean
+.PHONY: quickstart fast lint test test-all clean
 
 quickstart: .venv/.installed
 	.venv/bin/nlft-ray quickstart
 
-test: .venv/.installed-test
+fast: .venv/.installed-test
+	.venv/bin/pytest -m unit
+
+lint: .venv/.installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+test: lint
+	.venv/bin/pytest -m "unit or ray or browser or smoke"
+
+test-all: lint
 	.venv/bin/pytest
 
 .venv/.installed: pyproject.toml

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,43 @@ settings.register_profile("project", deadline=None)  # a busy machine is no bug
 settings.load_profile("project")
 
 ROOT = Path(__file__).parents[1]
+TIERS = ("unit", "ray", "browser", "system", "slow", "exhaustive")
+"""Markers of which every test has one; pyproject.toml says what each means."""
+_PROCESSES_OF_THEIR_OWN = {"two_workers", "transformers_server", "server"}
+"""Fixtures that start processes."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test that declares no tier the one that follows from its fixtures."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker(_tier_of(set(getattr(item, "fixturenames", ()))))
+
+
+def _tier_of(fixtures: set[str]) -> str:
+    if "browser" in fixtures:
+        return "browser"
+    if fixtures & _PROCESSES_OF_THEIR_OWN:
+        return "system"
+    return "ray" if "ray_local" in fixtures else "unit"
+
+
+_SECONDS_OF_TIER: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up the seconds of each tier, fixtures included."""
+    for tier in TIERS:
+        if tier in report.keywords:
+            _SECONDS_OF_TIER[tier] += report.duration
+            break
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("seconds of each tier")
+    for tier, seconds in _SECONDS_OF_TIER.items():
+        terminalreporter.write_line(f"{tier:<10} {seconds:6.0f}")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from tests.rows import example, read_table, write_table
 from tests.stages.forced_failures import Scoring, example_rows
 from tests.stages.train import support
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[JobCluster]:
@@ -63,6 +65,7 @@ def test_the_chain_runs_as_a_job_and_its_models_are_evaluated_by_another(tmp_pat
     assert "score: already complete" in job.log
 
 
+@pytest.mark.smoke
 def test_a_stopped_scoring_continues_when_it_is_submitted_again(tmp_path: Path, cluster: JobCluster) -> None:
     rows = example_rows(1000)
     examples = write_table(tmp_path / "examples", "examples", rows)

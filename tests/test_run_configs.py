@@ -2,11 +2,10 @@
 
 One of them runs in the ordinary tests. All:
 
-    NLFT_EXHAUSTIVE=1 pytest tests/test_run_configs.py
+    pytest -m exhaustive tests/test_run_configs.py
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -118,13 +117,16 @@ def test_the_memory_in_the_comment_is_the_plans(path: Path, tmp_path: Path) -> N
     assert scoring / config.pool.gpus_per_worker < 0.9 * gigabytes * 10**9 / 2**30
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem == ORDINARY else pytest.mark.exhaustive) for path in FILES],
+    ids=name_of,
+)
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.system
 def test_a_run_goes_from_end_to_end_with_a_tiny_model_of_the_architecture(
     path: Path, tmp_path: Path, random_llama: str
 ) -> None:
-    if path.stem != ORDINARY and not os.environ.get("NLFT_EXHAUSTIVE"):
-        pytest.skip("set NLFT_EXHAUSTIVE=1 to run")
     problems = tmp_path / "problems.jsonl"
     rows = [{"question": f"What is {n} + 2?", "answer": f"It is {n + 2}.\n#### {n + 2}"} for n in range(8)]
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -42,6 +42,7 @@ def test_costs_are_rounded_to_two_figures(value: float, text: str) -> None:
     assert growth.rounded(value) == text
 
 
+@pytest.mark.slow
 def test_the_metadata_path_is_measured_on_real_files(tmp_path: Path) -> None:
     steps = metadata.measure(str(tmp_path), files=20, ids=100, with_ray=False)
     assert [step["step"] for step in steps][:2] == ["before", "plan shards"]

@@ -21,6 +21,8 @@ from tests.stages.train import support, workers
 from tests.stages.train.test_kills import Training, weights_in
 from tests.stages.train.test_kills import assert_same as assert_same_weights
 
+pytestmark = pytest.mark.system
+
 SCORE_POOL, TRAIN_POOL = "pool.label_selector.pool=score", "label_selector.pool=train"
 
 

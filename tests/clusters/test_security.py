@@ -84,6 +84,7 @@ def contents(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, path.read_bytes().decode(errors="replace")
 
 
+@pytest.mark.system
 def test_no_planted_secret_is_written_anywhere(tmp_path: Path, ray_folder: Path, random_llama: str) -> None:
     rows = [example(str(number), correct=number == 0, judgment=None, question=f"{number} + 2?") for number in range(4)]
     write_table(tmp_path / "responses", "responses", rows)

@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.rows import example, read_table, write_table
 
+pytestmark = pytest.mark.system
+
 SLURM = {
     "scontrol": 'tr "," "\\n" <<< "$3"',
     "hostname": "echo 127.0.0.1",

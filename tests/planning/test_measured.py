@@ -1,10 +1,9 @@
 """Predictions beside what scoring and training really take. One size in the ordinary run; all of them by
 
-NLFT_EXHAUSTIVE=1 pytest -s tests/planning/test_measured.py
+pytest -s -m exhaustive tests/planning/test_measured.py
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ def check_ratios(found: list[dict[str, Any]]) -> None:
     assert not far, "predicted / measured"
 
 
+@pytest.mark.slow
 def test_predictions_are_near_what_is_measured(tmp_path: Path) -> None:
     found = measured(tmp_path, "--sizes", "15M", "--cases", "lora", "full")
     assert len(found) == 2
@@ -34,7 +34,7 @@ def test_predictions_are_near_what_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
+@pytest.mark.exhaustive
 def test_predictions_are_near_for_every_size_and_case(tmp_path: Path) -> None:
     found = measured(tmp_path)
     assert len(found) > 20

@@ -2,7 +2,7 @@
 
 The ordinary run kills an actor, the driver and the cluster. All the kills, at no fewer than 20 random moments:
 
-    NLFT_EXHAUSTIVE=1 pytest -s tests/stages/test_exactly_once.py
+    pytest -s -m exhaustive tests/stages/test_exactly_once.py
 
 NLFT_KILL_SEED chooses the moments; they are printed.
 """
@@ -39,8 +39,7 @@ from tests.stages.forced_failures import (
 from tests.tables.test_manifest import identity, manifest
 
 SEED = int(os.environ.get("NLFT_KILL_SEED", "1"))
-exhaustive = pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_local")]
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_local"), pytest.mark.system]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +119,7 @@ def kill_starts(scoring: Scoring, victim: str, moments: Moments, times: int, mos
     return seen
 
 
+@pytest.mark.smoke
 def test_a_kill_of_each_kind_loses_and_repeats_nothing(scoring: Scoring, undisturbed: Path) -> None:
     moments = Moments(SEED)
     with scoring.start() as running:
@@ -162,7 +162,7 @@ def written_at(folder: Path) -> dict[str, int]:
     return {}
 
 
-@exhaustive
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("victim", "kills"), [("an actor", 8), ("all actors", 4)])
 def test_actors_killed_at_random_moments(
     scoring: Scoring, undisturbed: Path, seconds: float, victim: str, kills: int
@@ -179,7 +179,7 @@ def test_actors_killed_at_random_moments(
             assert_finishes_the_same(scoring, undisturbed, seen)
 
 
-@exhaustive
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("victim", "kills"), [("driver", 5), ("cluster", 5)])
 def test_starts_killed_at_random_moments(
     scoring: Scoring, undisturbed: Path, seconds: float, victim: str, kills: int
@@ -189,7 +189,7 @@ def test_starts_killed_at_random_moments(
     assert_finishes_the_same(scoring, undisturbed, seen)
 
 
-@exhaustive
+@pytest.mark.exhaustive
 def test_killed_while_overwriting(scoring: Scoring, undisturbed: Path) -> None:
     """The first configuration's folder is replaced by the second's, whenever the replacing is killed."""
     moments = Moments(SEED)

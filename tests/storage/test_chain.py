@@ -14,6 +14,8 @@ from tests.small_run import SMALL, SmallRun, small
 from tests.stages.forced_failures import Running
 from tests.storage.server import KEY, SECRET, SLOW_DOWN, Fault, Request, Store
 
+pytestmark = pytest.mark.system
+
 STAGES = {"questions", "responses", "examples", "scored", "trained", "models", "predictions"}
 _LONGEST_SECONDS = 4.0  # pyarrow by default takes a connection without a byte for three seconds for broken
 

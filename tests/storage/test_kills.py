@@ -2,11 +2,10 @@
 
 The ordinary run kills a driver. The failing store:
 
-    NLFT_EXHAUSTIVE=1 pytest tests/storage/test_kills.py
+    pytest -m exhaustive tests/storage/test_kills.py
 """
 
 import itertools
-import os
 import re
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from nlft_ray.tables.shards import plan_shards, work_shard
 from tests.rows import write_table
 from tests.stages.forced_failures import Running, Scoring, example_rows, nothing_left_behind
 from tests.storage.server import DENIED, Fault, Request, Store, Weather
+
+pytestmark = pytest.mark.system
 
 ROWS, ROWS_PER_FILE = 64, 32
 SHARDS = ROWS // 8
@@ -80,7 +81,7 @@ def test_a_killed_driver_costs_no_row(scoring: Scoring, store: Store, undisturbe
         check_it_continues(scoring, store, undisturbed, seen)
 
 
-@pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
+@pytest.mark.exhaustive
 def test_a_store_that_fails_in_the_middle_is_one_line_and_costs_no_row(
     scoring: Scoring, store: Store, undisturbed: Path
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.stages.report.conftest import Visit
 from tests.stages.report.support import random_rows, write_report, write_scored
 
+pytestmark = pytest.mark.slow
+
 
 def slack() -> float:
     """How much slower than alone this machine is now: running processes per core, at least 1."""

@@ -2,12 +2,11 @@
 
 The ordinary run resumes each ZeRO stage under another. Every stage and number of workers under every other:
 
-    NLFT_EXHAUSTIVE=1 pytest tests/stages/train/test_checkpoints.py
+    pytest -m exhaustive tests/stages/train/test_checkpoints.py
 """
 
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
     return {"folder": tmp_path_factory.mktemp("stopped")}
 
 
-@pytest.mark.parametrize(("before", "after", "lora"), ALL if os.environ.get("NLFT_EXHAUSTIVE") else SOME, ids=str)
+@pytest.mark.parametrize(
+    ("before", "after", "lora"),
+    [pytest.param(*case, marks=() if case in SOME else pytest.mark.exhaustive) for case in ALL],
+    ids=str,
+)
 def test_the_loss_continues_under_another_stage_and_number_of_workers(
     before: tuple[int, int], after: tuple[int, int], lora: Any, trainer: Trainer, stopped: dict[Any, Path]
 ) -> None:
@@ -79,22 +82,25 @@ def test_the_loss_continues_under_another_stage_and_number_of_workers(
         assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
-def test_bfloat16_goes_on_from_the_float32_values(trainer: Trainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [pytest.param(*place, marks=() if place in ((0, 1), (1, 2)) else pytest.mark.exhaustive) for place in PLACES],
+)
+def test_bfloat16_goes_on_from_the_float32_values(trainer: Trainer, tmp_path: Path, stage: int, number: int) -> None:
     """A training that went on from the rounded weights would lose what steps have added below their precision."""
-    for stage, number in PLACES if os.environ.get("NLFT_EXHAUSTIVE") else ((0, 1), (1, 2)):
-        folder = tmp_path / f"{stage}-{number}"
-        changes = {"model": {"path": trainer.config(folder).model.path, "dtype": "bfloat16"}, "learning_rate": 1e-4}
-        trainer.run(trainer.config(folder / "whole", stage, **changes), number, folder / "whole-checkpoints")
-        config = trainer.config(folder / "stopped", stage, **changes)
-        trainer.run(config, number, folder / "checkpoints", stop_after=4)
-        trainer.run(config, number, folder / "checkpoints")
-        one, other = (support.record(folder / name) for name in ("whole", "stopped"))
-        assert [line["loss"] for line in one] == [line["loss"] for line in other]
-        part = next((folder / "checkpoints").glob("step-*6-*/part-*.safetensors"))
-        with safe_open(part, framework="pt") as tensors:
-            values = [tensors.get_tensor(key) for key in tensors.keys() if key.startswith("value/")]  # noqa: SIM118
-        assert {value.dtype for value in values} == {torch.float32}
-        assert any(not torch.equal(value, value.bfloat16().float()) for value in values)
+    folder = tmp_path
+    changes = {"model": {"path": trainer.config(folder).model.path, "dtype": "bfloat16"}, "learning_rate": 1e-4}
+    trainer.run(trainer.config(folder / "whole", stage, **changes), number, folder / "whole-checkpoints")
+    config = trainer.config(folder / "stopped", stage, **changes)
+    trainer.run(config, number, folder / "checkpoints", stop_after=4)
+    trainer.run(config, number, folder / "checkpoints")
+    one, other = (support.record(folder / name) for name in ("whole", "stopped"))
+    assert [line["loss"] for line in one] == [line["loss"] for line in other]
+    part = next((folder / "checkpoints").glob("step-*6-*/part-*.safetensors"))
+    with safe_open(part, framework="pt") as tensors:
+        values = [tensors.get_tensor(key) for key in tensors.keys() if key.startswith("value/")]  # noqa: SIM118
+    assert {value.dtype for value in values} == {torch.float32}
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in values)
 
 
 def test_a_checkpoint_holds_states_steps_seed_and_record(trainer: Trainer, tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
 """An elastic training on a cluster whose machines come and go.
 
-NLFT_EXHAUSTIVE=1 pytest tests/stages/train/test_elastic.py
+pytest -m exhaustive tests/stages/train/test_elastic.py
 """
 
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ from ray.cluster_utils import Cluster
 from nlft_ray.errors import UserError
 from tests.stages.train import support, workers
 
-exhaustive = pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
 _RUN = (
     "import sys; from nlft_ray.stages.train import job; from nlft_ray.config import TrainConfig; "
     "from nlft_ray.cli.arguments import load_config; job._RESIZING_SECONDS = 2.0; "
@@ -32,7 +30,7 @@ def test_bounds_that_do_not_fit_are_refused(bounds: list[int], model: str, score
         support.train_config(model, scored, tmp_path, num_workers=bounds)
 
 
-@exhaustive
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("process_group", "one_thread")
 def test_machines_go_and_come_back(model: str, scored: str, tmp_path: Path) -> None:

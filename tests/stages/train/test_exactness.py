@@ -3,10 +3,9 @@
 Each case takes three steps and is held against the definition in plain torch: one example at a time, without padding,
 all logits. The ordinary run has a few cases that together use every setting; all of them, some five minutes:
 
-    NLFT_EXHAUSTIVE=1 pytest tests/stages/train/test_exactness.py
+    pytest -m exhaustive tests/stages/train/test_exactness.py
 """
 
-import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -26,7 +25,6 @@ from nlft_ray.stages.train.schedule import learning_rate
 from tests.stages.train import support, workers
 
 STEPS, TOLERANCE = 3, 1e-5
-exhaustive = pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
 INSTRUCTION = [6 + number % 7 for number in range(18)]
 
 CASES: dict[str, dict[str, Any]] = {
@@ -156,7 +154,7 @@ def test_three_steps_are_those_of_the_definition(
     check_steps(CASES[case], do, model, table, tmp_path)
 
 
-@exhaustive
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(str(value) for value in shape.values()))
 def test_all_shapes_of_a_step(
@@ -165,7 +163,8 @@ def test_all_shapes_of_a_step(
     check_steps(shape, do, model, table, tmp_path)
 
 
-@exhaustive  # DeepSpeed compiles its own Adam for this, which needs a C++ compiler and takes most of a minute once
+# DeepSpeed compiles its own Adam for this, which needs a C++ compiler and takes most of a minute once.
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("stage", "what"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "param")])
 @pytest.mark.parametrize("lora", [None, {"dropout": 0.3}], ids=["full", "lora"])

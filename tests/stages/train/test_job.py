@@ -168,7 +168,7 @@ def test_mistakes_show_before_workers_start(changes: dict[str, Any], message: st
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-@pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run")
+@pytest.mark.exhaustive
 def test_a_store_takes_a_whole_training(model: str, scored: str, tmp_path: Path) -> None:
     """Reached through fsspec, a folder behaves as a store. The worker is killed once there is a checkpoint."""
     settings: dict[str, Any] = {"epochs": 20, "batch_size": 2, "checkpoint_every_steps": 3, "lora": {}}

@@ -3,7 +3,7 @@
 The ordinary run kills a driver and a worker (test_job.py). Ten kills at random moments, of workers, of all workers and
 of the driver with its cluster:
 
-    NLFT_EXHAUSTIVE=1 pytest -s tests/stages/train/test_kills.py
+    pytest -s -m exhaustive tests/stages/train/test_kills.py
 
 NLFT_KILL_SEED chooses the moments; they are printed.
 """
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
 }
 pytestmark = [
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(not os.environ.get("NLFT_EXHAUSTIVE"), reason="set NLFT_EXHAUSTIVE=1 to run"),
+    pytest.mark.exhaustive,
 ]
 
 
