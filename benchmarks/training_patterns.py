@@ -34,10 +34,10 @@ from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.head import LogOddsHead
 from nlft_ray.stages.train.loop import load_examples
-from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import EXAMPLES
+from nlft_ray.tables.training import read_metrics
 
 Measure = dict[str, Any]
 LORA = {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}

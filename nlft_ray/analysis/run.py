@@ -1,6 +1,5 @@
 """What lies in a run folder: stages, trainings, evaluations. A scored folder alone is a run of one stage."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import MANIFEST, Manifest, input_fingerprint, read_manifest
 from nlft_ray.tables.shards import read_rows
+from nlft_ray.tables.training import read_metrics
 
 _ORDER = ("import", "sample", "judge", "score", "train", "export", "evaluate")
 _BEFORE = "before"
@@ -107,7 +107,7 @@ def read_run(folder: Folder) -> ScoredRun:
         metrics={
             record.leaf: lines
             for record in records
-            if record.manifest.identity.stage == "train" and (lines := _metrics(record.folder))
+            if record.manifest.identity.stage == "train" and (lines := read_metrics(record.folder))
         },
         changes=list(_changes(records)),
     )
@@ -142,16 +142,8 @@ def read_training(folder: Folder) -> Run:
         UserError: there is no finished training.
     """
     record = StageRecord(folder.path.rpartition("/")[2], folder, read_manifest(folder, table="weights"))
-    lines = _metrics(folder)
+    lines = read_metrics(folder)
     return Run(name=record.name, stages=[record], metrics={record.leaf: lines} if lines else {})
-
-
-def _metrics(folder: Folder) -> list[dict[str, Any]]:
-    """The lines that train wrote; the last may be in the writing."""
-    if not folder.has("metrics.jsonl"):
-        return []
-    *whole, _ = folder.read_text("metrics.jsonl").split("\n")
-    return [json.loads(line) for line in whole]
 
 
 def _changes(records: list[StageRecord]) -> Iterator[Changes]:

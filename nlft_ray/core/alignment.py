@@ -7,16 +7,6 @@ import torch
 from torch import Tensor
 
 
-def join(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[int], int]:
-    """Input ids of prompt and response, and the position of the first response token.
-
-    Raises:
-        ValueError: the prompt is empty (nothing would predict the first token) or the response is.
-    """
-    _check(len(prompt_ids), len(response_ids))
-    return [*prompt_ids, *response_ids], len(prompt_ids)
-
-
 def predicting_positions(response_start: int, n: int) -> range:
     """The n positions whose logits predict the response tokens: token t stands at response_start + t, and the
     position before it predicts it.

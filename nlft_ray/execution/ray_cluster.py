@@ -61,7 +61,8 @@ def connect_during(work: Callable[[], T], address: str | None) -> T:
 
 
 def _start(settings: dict[str, Any]) -> None:
-    """A cluster of this machine alone. Ray's listens everywhere, lest others want to join; this one, on loopback."""
+    """Start a cluster of this machine alone. It listens on loopback; Ray's own listens everywhere, so that others may
+    join."""
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its processes
     # Ray makes its workers polite: then Ray's own processes, and whatever else runs, slow each of their steps.
     os.environ.setdefault("RAY_worker_niceness", "0")

@@ -25,22 +25,28 @@ def user_message(prompts: PromptConfig, kind: PromptKind, row: Mapping[str, Any]
     return _JINJA.from_string(getattr(prompts, kind)).render(row)
 
 
+def chat_messages(prompts: PromptConfig, kind: PromptKind, row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The messages of one prompt, for a chat template or a chat server. `instruction_role` places the instruction."""
+    instruction = row.get("instruction") or ""
+    message = user_message(prompts, kind, row)
+    if not instruction:
+        return [{"role": "user", "content": message}]
+    if prompts.instruction_role == "user":
+        return [{"role": "user", "content": f"{instruction}\n\n{message}"}]
+    return [{"role": "system", "content": instruction}, {"role": "user", "content": message}]
+
+
 def prompt_ids(tokenizer: Any, prompts: PromptConfig, kind: PromptKind, row: Mapping[str, Any]) -> list[int]:
     """Token ids of one prompt, up to where the response begins.
 
     Raises:
         UserError: the tokenizer's chat template refuses the messages (often: it knows no system role).
     """
-    instruction = row.get("instruction") or ""
-    message = user_message(prompts, kind, row)
     if not tokenizer.chat_template:
+        instruction, message = row.get("instruction") or "", user_message(prompts, kind, row)
         text = _JINJA.from_string(prompts.plain).render(instruction=instruction, message=message)
         return list(tokenizer(text)["input_ids"])
-    if prompts.instruction_role == "user" and instruction:
-        message, instruction = f"{instruction}\n\n{message}", ""
-    messages = [{"role": "user", "content": message}]
-    if instruction:
-        messages.insert(0, {"role": "system", "content": instruction})
+    messages = chat_messages(prompts, kind, row)
     try:
         return list(
             tokenizer.apply_chat_template(

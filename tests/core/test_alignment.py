@@ -1,15 +1,11 @@
 import pytest
 import torch
 
-from nlft_ray.core.alignment import join, pad_batch, predicting_positions
-
-
-def test_join_keeps_every_token_in_order():
-    assert join([1, 2, 3], [4, 5]) == ([1, 2, 3, 4, 5], 3)
+from nlft_ray.core.alignment import pad_batch, predicting_positions
 
 
 def test_the_position_before_predicts():
-    input_ids, response_start = join([1, 2, 3], [4, 5])
+    input_ids, response_start = [1, 2, 3, 4, 5], 3
     positions = predicting_positions(response_start, 2)
     assert [input_ids[position] for position in positions] == [3, 4]
     assert [input_ids[position + 1] for position in positions] == [4, 5]
@@ -17,8 +13,6 @@ def test_the_position_before_predicts():
 
 @pytest.mark.parametrize(("prompt", "response"), [([], [1]), ([1], [])])
 def test_nothing_to_predict_from_or_nothing_to_predict(prompt, response):
-    with pytest.raises(ValueError, match="response"):
-        join(prompt, response)
     with pytest.raises(ValueError, match="response"):
         pad_batch([([1, 2], 1), (prompt + response, len(prompt))], pad_id=0)
     with pytest.raises(ValueError, match="response"):

@@ -17,8 +17,7 @@ from nlft_ray.models.loading import model_fingerprint, model_folder
 from nlft_ray.stages.export.model import save_adapter_folder, save_model_folder, trained_model
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Manifest, StageResult, begin, finish, identity_of, input_fingerprint, read_manifest
-
-_WEIGHTS = "weights"
+from nlft_ray.tables.training import WEIGHTS
 
 
 def export(config: ExportConfig) -> StageResult:
@@ -44,7 +43,7 @@ def export(config: ExportConfig) -> StageResult:
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
     began = time.monotonic()
-    parameters = _save(config, base, source / _WEIGHTS, output)
+    parameters = _save(config, base, source / WEIGHTS, output)
     output.write_text(CARD, _card(config, base, source))
     manifest = Manifest(
         identity=identity,

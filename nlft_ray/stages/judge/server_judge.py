@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.models.prompts import user_message
+from nlft_ray.models.prompts import chat_messages
 from nlft_ray.stages.judge.cache import AnswerCache
 from nlft_ray.stages.judge.chat import ChatServer, RequestFailed
 from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
@@ -45,21 +45,15 @@ class ServerJudge:
                 or refuses the key or the model.
         """
         rows: list[Row] = table.to_pylist()
-        messages = {index: self._messages(row) for index, row in enumerate(rows) if waits(row)}
+        messages = {
+            index: chat_messages(self._config.prompts, "judging", row) for index, row in enumerate(rows) if waits(row)
+        }
         conversation = _Conversation(self._cache, self._server.base_url)
         answers = asyncio.run(self._ask_all(conversation, messages)) if messages else {}
         worked = with_answers(rows, answers, self._config.disputed_pattern)
         worked.counts |= {name: float(count) for name, count in conversation.counts.items()}
         worked.tokens = conversation.tokens
         return worked
-
-    def _messages(self, row: Row) -> list[dict[str, str]]:
-        message, instruction = user_message(self._config.prompts, "judging", row), row["instruction"]
-        if not instruction:
-            return [{"role": "user", "content": message}]
-        if self._config.prompts.instruction_role == "user":
-            return [{"role": "user", "content": f"{instruction}\n\n{message}"}]
-        return [{"role": "system", "content": instruction}, {"role": "user", "content": message}]
 
     def _request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """OpenAI itself has renamed `max_tokens`; most other servers know it by the old name."""

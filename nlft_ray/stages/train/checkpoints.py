@@ -32,10 +32,11 @@ from nlft_ray.stages.train.states import (
     trained_parameters,
 )
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.training import METRICS
 
 CHECKPOINTS = "checkpoints"
 """Their folder within a training's output."""
-_COMPLETE, _METRICS = "checkpoint.json", "metrics.jsonl"
+_COMPLETE = "checkpoint.json"
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]+")
 
 
@@ -94,7 +95,7 @@ class Checkpoints:
         with ExitStack() as stack:
             with self.all_or_none(f"the checkpoint {folder} cannot be read"):
                 record = json.loads(folder.read_text(_COMPLETE))
-                metrics = [json.loads(line) for line in folder.read_text(_METRICS).splitlines()]
+                metrics = [json.loads(line) for line in folder.read_text(METRICS).splitlines()]
                 states = stack.enter_context(_open_parts(folder, record.pop("parts")))
             set_states(engine, states, record["optimizer_steps"])
         return Progress(**record, metrics=metrics)
@@ -142,7 +143,7 @@ class Checkpoints:
             if self._rank == 0:
                 record = asdict(progress) | {"parts": parts}
                 metrics = record.pop("metrics")
-                folder.write_text(_METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
+                folder.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
                 folder.write_text(_COMPLETE, json.dumps(record))
                 for name in _complete(self._folder)[: -self._keep]:
                     _delete(self._folder / name)

@@ -25,7 +25,6 @@ from nlft_ray.execution.placement import largest_share, places
 from nlft_ray.log import log
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
 from nlft_ray.stages.train.examples import Weighing
-from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.stages.train.order import order_of
 from nlft_ray.stages.train.watch import Watch, add_note
 from nlft_ray.storage.folder import Folder
@@ -42,6 +41,7 @@ from nlft_ray.tables.manifest import (
     read_manifest,
 )
 from nlft_ray.tables.shards import REJECTED, rejects_table
+from nlft_ray.tables.training import read_metrics
 
 _ray_train: Any = ray.train  # the annotations are those of Ray Train's first version, what runs is the second
 _TorchTrainer: Any = TorchTrainer

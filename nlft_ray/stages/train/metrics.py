@@ -14,8 +14,9 @@ from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.stages.train.order import Order
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.training import METRICS
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+TENSORBOARD = "tensorboard"
 
 _SECONDS_BETWEEN_OBJECTS = 10.0
 
@@ -46,14 +47,6 @@ class StepMetrics:
     seconds: float
     held_out_loss: float | None = None
     """After this step, on the table `held_out`; None where it was not measured."""
-
-
-def read_metrics(output: Folder) -> list[dict[str, Any]]:
-    """The lines written so far. The last may be cut short by a kill, or still be in the writing: it is left out."""
-    if not output.has(METRICS):
-        return []
-    *whole, _ = output.read_text(METRICS).split("\n")
-    return [json.loads(line) for line in whole]
 
 
 def check_epochs(lines: Sequence[Mapping[str, Any]], order: Order, weighted_tokens: int) -> None:

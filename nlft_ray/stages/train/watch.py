@@ -6,8 +6,8 @@ from typing import Self
 
 from nlft_ray.errors import UserError
 from nlft_ray.log import RowProgress, log
-from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.training import read_metrics
 
 _NOTES = "notes.log"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0

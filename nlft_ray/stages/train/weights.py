@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nlft_ray.stages.train.engine import Engine
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.training import WEIGHTS
 
-WEIGHTS = "weights"
 _SHARD = "5GB"  # of a model's file: what is being written may be in memory once more
 
 

@@ -13,8 +13,8 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.models.loading import tokenizer_fingerprint
 from nlft_ray.sandbox.tokenizer import build_tokenizer, vocabulary
 from nlft_ray.stages.train.checkpoints import Checkpoints
-from nlft_ray.stages.train.metrics import read_metrics
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.training import read_metrics
 from tests.rows import write_table
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}  # what DeepSpeed reads when it is imported

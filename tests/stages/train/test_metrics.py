@@ -4,8 +4,9 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nlft_ray.stages.train.metrics import METRICS, MetricsLog, StepMetrics
+from nlft_ray.stages.train.metrics import MetricsLog, StepMetrics
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.training import METRICS
 from tests.stages.train.support import record
 
 
