@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from nlft_ray.config.shared import Address, FolderPath, Fraction, PathOrName, Strict
+from nlft_ray.config.shared import Address, FolderPath, Fraction, NotIdentity, PathOrName, Strict
 from nlft_ray.core.policies import POLICIES
 
 
@@ -92,15 +92,15 @@ class JudgeServer(Strict):
     """Such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
     model: str
     """Model name that the server knows."""
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: Annotated[str, NotIdentity()] = "OPENAI_API_KEY"
     """Environment variable that holds the key. The key itself is never written anywhere."""
-    concurrency: PositiveInt = 8
+    concurrency: Annotated[PositiveInt, NotIdentity()] = 8
     """Requests under way at once, per actor."""
-    timeout_seconds: PositiveFloat = 120
+    timeout_seconds: Annotated[PositiveFloat, NotIdentity()] = 120
     """Longest wait for one answer."""
-    max_retries: NonNegativeInt = 6
+    max_retries: Annotated[NonNegativeInt, NotIdentity()] = 6
     """Tries after the first, with exponential back-off."""
-    cache: FolderPath | None = None
+    cache: Annotated[FolderPath | None, NotIdentity()] = None
     """Folder of answers already paid for; unset, `judgment_cache` beside the output."""
 
 
@@ -208,9 +208,9 @@ class TrainOptions(Strict):
     """Fraction of the steps in which the learning rate rises from zero."""
     batch_size: PositiveInt = 4
     """Examples of one optimizer step, over all workers."""
-    micro_batch_size_per_worker: PositiveInt = 1
+    micro_batch_size_per_worker: Annotated[PositiveInt, NotIdentity()] = 1
     """Examples of one forward and backward pass on one worker."""
-    packed: bool = True
+    packed: Annotated[bool, NotIdentity()] = True
     """Examples of a pass stand one after another without padding, and share the beginning of their prompts, where the
     model's attention allows it; false pads them. What is learned is the same."""
     normalisation: Literal["example", "weight"] = "example"
@@ -219,24 +219,24 @@ class TrainOptions(Strict):
     """AdamW's weight decay."""
     max_gradient_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this norm; 0 is off."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Annotated[Literal[0, 1, 2, 3], NotIdentity()] = 0
     """DeepSpeed ZeRO: 1 shards optimizer states over the workers, 2 gradients too, 3 parameters too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    num_workers: WorkerNumber = 1
+    num_workers: Annotated[WorkerNumber, NotIdentity()] = 1
     """Training processes, one for each GPU. `[least, most]` takes as many as find room, and goes on from the last
     checkpoint with more or fewer when machines come or go."""
-    cpus_per_worker: PositiveInt | None = None
+    cpus_per_worker: Annotated[PositiveInt | None, NotIdentity()] = None
     """CPU cores, and threads, of one worker; unset, the machine's cores divided by the workers."""
-    gpus_per_worker: Literal[0, 1] | None = None
+    gpus_per_worker: Annotated[Literal[0, 1] | None, NotIdentity()] = None
     """GPUs of one worker; unset, 1 where nodes with these labels have GPUs and 0 elsewhere."""
-    label_selector: dict[str, str] = {}
+    label_selector: Annotated[dict[str, str], NotIdentity()] = {}
     """Labels that a node must have to be given a training worker, such as `pool: train`."""
-    checkpoint_every_steps: PositiveInt | None = None
+    checkpoint_every_steps: Annotated[PositiveInt | None, NotIdentity()] = None
     """Optimizer steps between checkpoints; unset, once an epoch."""
-    checkpoints_to_keep: PositiveInt = 1
+    checkpoints_to_keep: Annotated[PositiveInt, NotIdentity()] = 1
     """Newest checkpoints that stay on disk."""
-    max_failures: NonNegativeInt = 3
+    max_failures: Annotated[NonNegativeInt, NotIdentity()] = 3
     """Restarts from the last checkpoint after a lost worker."""
     held_out: FolderPath | None = None
     """Scored table that is not trained on, whose loss is measured on the way; unset, none."""

@@ -54,10 +54,32 @@ PathOrName = Annotated[str, AfterValidator(_absolute_if_there)]
 Address = Annotated[str, AfterValidator(without_credentials)]
 
 
+class NotIdentity:
+    """Marks a field that says where or how fast, never what comes out: `Annotated[int, NotIdentity()]`.
+
+    A stage may go on, or be complete, under another value of it.
+    """
+
+
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, as JSON, that what comes out follows from: all fields but those marked `NotIdentity`."""
+        return self.model_dump(mode="json", exclude=self._not_identity())
+
+    def _not_identity(self) -> dict[str, Any]:
+        """Marked fields, as pydantic's `exclude` names them."""
+        marked: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if any(isinstance(mark, NotIdentity) for mark in field.metadata):
+                marked[name] = True
+            elif isinstance(value, Strict) and (inner := value._not_identity()):
+                marked[name] = inner
+        return marked
 
 
 class ModelConfig(Strict):

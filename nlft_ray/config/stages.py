@@ -15,20 +15,20 @@ from nlft_ray.config.options import (
     ScoreOptions,
     TrainOptions,
 )
-from nlft_ray.config.shared import FolderPath, Fraction, ModelConfig, PoolConfig, PromptConfig, Strict
+from nlft_ray.config.shared import FolderPath, Fraction, ModelConfig, NotIdentity, PoolConfig, PromptConfig, Strict
 from nlft_ray.core.policies import POLICIES
 
 
 class StageConfig(Strict):
     """What every stage has."""
 
-    input: FolderPath
+    input: Annotated[FolderPath, NotIdentity()]
     """Folder of the table to read (local path, or a URI such as s3://bucket/folder)."""
-    output: FolderPath
+    output: Annotated[FolderPath, NotIdentity()]
     """Folder to write. Started again, a stage continues there; a complete one is not run twice."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, NotIdentity()] = False
     """Replace an output that was made with another configuration, instead of refusing."""
-    max_reject_fraction: Fraction = 0.05
+    max_reject_fraction: Annotated[Fraction, NotIdentity()] = 0.05
     """Fail when more than this fraction of the input rows could not be used."""
 
 
@@ -39,25 +39,25 @@ class WithModel(Strict):
     """The target model."""
     prompts: PromptConfig = PromptConfig()
     """The prompts."""
-    ray_address: str | None = None
+    ray_address: Annotated[str | None, NotIdentity()] = None
     """Ray cluster to use; unset, the one of RAY_ADDRESS or of the running job, else a local one is started."""
 
 
 class WithPool(WithModel):
     """A stage whose rows are spread over Ray Data actors."""
 
-    pool: PoolConfig = PoolConfig()
+    pool: Annotated[PoolConfig, NotIdentity()] = PoolConfig()
     """The actors that do the work."""
 
 
 class ImportConfig(ImportOptions):
     """`nlft-ray import`: data from elsewhere → questions, responses or examples."""
 
-    output: FolderPath
+    output: Annotated[FolderPath, NotIdentity()]
     """Folder to write."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, NotIdentity()] = False
     """Replace an output that was made with another configuration, instead of refusing."""
-    max_reject_fraction: Fraction = 0.05
+    max_reject_fraction: Annotated[Fraction, NotIdentity()] = 0.05
     """Fail when more than this fraction of the rows could not be used."""
 
 
@@ -75,6 +75,9 @@ class ScoreConfig(ScoreOptions, WithPool, StageConfig):
 
 class TrainConfig(TrainOptions, WithModel, StageConfig):
     """`nlft-ray train`: scored → weights fine-tuned by a policy."""
+
+    prompts: Annotated[PromptConfig, NotIdentity()] = PromptConfig()
+    """The prompts. The table holds ids: prompts were rendered when it was scored."""
 
     @model_validator(mode="after")
     def _quantised_weights_stay(self) -> "TrainConfig":

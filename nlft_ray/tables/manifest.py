@@ -20,12 +20,6 @@ from nlft_ray.storage.folder import Folder
 MANIFEST, PLAN = "manifest.json", "plan.json"
 _OF_A_JOB = "/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` brings
 
-# Settings that say where and how fast, never what comes out.
-_NOT_IDENTITY: dict[str, Any] = {
-    **dict.fromkeys(("input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address"), True),
-    "server": {"api_key_variable", "concurrency", "timeout_seconds", "max_retries", "cache"},
-}
-
 
 def fingerprint(value: Any) -> str:
     """Short hash of anything that JSON can hold."""
@@ -77,10 +71,9 @@ class Manifest(BaseModel):
     """What the stage counted: verdicts, disputed rows, accuracy, …"""
 
 
-def identity_of(config: BaseModel, stage: str, **fields: Any) -> Identity:
+def identity_of(config: Strict, stage: str, **fields: Any) -> Identity:
     """The identity of a stage's output under a configuration."""
-    kept = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
-    return Identity(stage=stage, software_version=__version__, config=kept, **fields)
+    return Identity(stage=stage, software_version=__version__, config=config.identity(), **fields)
 
 
 class StageResult(Strict):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nlft_ray.config import ScoreConfig
+from nlft_ray.config import JudgeConfig, ScoreConfig, TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Identity, Manifest, begin, check_rejects, finish, identity_of, read_manifest
@@ -79,3 +79,29 @@ def test_too_many_rejects_fail_with_the_reasons(tmp_path: Path) -> None:
     check_rejects(config, "score", manifest(rejected=5), Folder(str(tmp_path)))
     with pytest.raises(UserError, match="6 × too long"):
         check_rejects(config, "score", manifest(rejected=6), Folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "same"),
+    [
+        ("num_workers", 2, True),
+        ("prompts", {"base": "{{ question }}!"}, True),
+        ("epochs", 6, False),
+        ("seed", 1, False),
+    ],
+)
+def test_where_and_how_fast_are_no_part_of_an_identity(setting: str, value: object, same: bool) -> None:
+    settings = {"input": "scored", "output": "trained", "model": {"path": "m"}}
+    one, other = (TrainConfig.model_validate(settings | changed) for changed in ({}, {setting: value}))
+    assert (identity_of(one, "train") == identity_of(other, "train")) is same
+
+
+def test_settings_of_a_setting_are_marked_too() -> None:
+    server = {"base_url": "http://127.0.0.1/v1", "model": "judge"}
+    settings = {"input": "responses", "output": "examples", "model": {"path": "m"}}
+    one, faster, another = (
+        identity_of(JudgeConfig.model_validate(settings | {"server": server | changed}), "judge")
+        for changed in ({}, {"concurrency": 3}, {"model": "other"})
+    )
+    assert one == faster
+    assert one != another

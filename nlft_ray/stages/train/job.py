@@ -49,21 +49,6 @@ _TorchTrainer: Any = TorchTrainer
 _POLLING_SECONDS = "0.25"
 _RESIZING_SECONDS = 60.0  # between looks whether an elastic training could have more workers
 
-_NOT_IDENTITY = (
-    "prompts",  # the table holds ids: prompts were rendered when it was scored
-    "zero_stage",
-    "num_workers",
-    "micro_batch_size_per_worker",
-    "packed",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "label_selector",
-    "checkpoint_every_steps",
-    "checkpoints_to_keep",
-    "max_failures",
-)
-"""Settings that do not change what is trained: a training may go on, or be complete, under others."""
-
 
 def train(config: TrainConfig) -> StageResult:
     """Fine-tune by a policy. Killed at any moment and started again, it continues from its last checkpoint.
@@ -123,8 +108,6 @@ def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) 
         tokenizer=tokenizer,
         input=input_fingerprint(scored),
     )
-    for name in _NOT_IDENTITY:
-        del identity.config[name]
     if held_out:
         identity.config["held_out"] = input_fingerprint(held_out)
         if identity.config["held_out"] == identity.input:
