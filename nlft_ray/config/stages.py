@@ -100,9 +100,9 @@ class ExportConfig(ExportOptions, StageConfig):
 class ReportConfig(ReportOptions):
     """`nlft-ray report`: a run, or a scored folder → one HTML file."""
 
-    input: FolderPath
+    input: Annotated[FolderPath, NotIdentity()]
     """Folder of a run, or of a scored table."""
-    output: FolderPath | None = None
+    output: Annotated[FolderPath | None, NotIdentity()] = None
     """Folder to write report.html and report.md into, or the HTML file; unset, `report` in the input."""
     compare: FolderPath | None = None
     """Second scored folder (of another model or judge), shown beside the first where ids are the same."""
