@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from nlft_ray.config import JudgeConfig, ScoreConfig, TrainConfig
+from nlft_ray.config.shared import NotIdentity
 from nlft_ray.errors import UserError
+from nlft_ray.stages import STAGES
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Identity, Manifest, begin, check_rejects, finish, identity_of, read_manifest
 from tests.rows import QUESTION, write_table
@@ -105,3 +107,11 @@ def test_settings_of_a_setting_are_marked_too() -> None:
     )
     assert one == faster
     assert one != another
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_identity_holds_where_a_stage_reads_and_writes(stage: str) -> None:
+    fields = STAGES[stage].load_config().model_fields
+    where = fields.keys() & {"input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address"}
+    assert "output" in where
+    assert [name for name in where if not any(isinstance(mark, NotIdentity) for mark in fields[name].metadata)] == []
