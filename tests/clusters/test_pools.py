@@ -45,6 +45,12 @@ def test_work_is_in_its_pool_and_who_has_none_left_leaves(tmp_path: Path, pools:
     scoring = Scoring(tmp_path, examples, tmp_path / "scored")
     alive, earlier = [0], pools.actors(SCORING_ACTOR)
     with scoring.start(f"ray_address={pools.address}", SCORE_POOL, "pool.rows_per_shard=400") as running:
+        while not pools.alive(SCORING_ACTOR) and running.returncode is None:
+            time.sleep(0.05)
+        with pools.held_still(["score-1", "score-2"], SCORING_ACTOR):  # on a busy machine the second one comes late
+            while alive[-1] < 2 and running.returncode is None:
+                alive.append(pools.alive(SCORING_ACTOR))
+                time.sleep(0.05)
         while len(scoring.files()) < 2 and running.returncode is None:
             alive.append(pools.alive(SCORING_ACTOR))
             time.sleep(0.1)
