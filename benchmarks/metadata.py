@@ -28,6 +28,7 @@ from rich.table import Table
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.table_stage import _audit, _manifest
+from nlft_ray.execution.work import TableWork, WorkResult
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.audit import digest
 from nlft_ray.tables.manifest import Identity, finish
@@ -36,7 +37,6 @@ from nlft_ray.tables.shards import (
     DATA,
     Shard,
     ShardReport,
-    Worked,
     finished_shards,
     input_ids,
     plan_shards,
@@ -93,18 +93,18 @@ class Nothing:
     def __init__(self, config: ScoreConfig):
         pass
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         raise AssertionError("every shard is done")
 
 
 def through_ray(shards: list[Shard], source: Folder, output: Folder) -> None:
     """Every shard goes to one of two actors, which finds it done, and its report comes back."""
-    from nlft_ray.execution import ray_cluster
+    from nlft_ray.execution.ray_actors import RayExecutor
 
     config = ScoreConfig.model_validate(
         {"input": source.uri, "output": output.uri, "model": {"path": "sandbox"}, "pool": {"max_workers": 2}}
     )
-    reports = ray_cluster.map_shards(Nothing, config, shards, source, output, "score")
+    reports = RayExecutor(None).map_shards(TableWork("score", Nothing, config, source, output), shards)
     assert sum(1 for _ in reports) == len(shards)
 
 

@@ -23,10 +23,11 @@ from rich.table import Table
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Identity, Manifest, finish
 from nlft_ray.tables.schema import EXAMPLES, SCORED
-from nlft_ray.tables.shards import DATA, Worked
+from nlft_ray.tables.shards import DATA
 
 ROWS_PER_FILE = 4_000  # as an import writes them
 TOKENS = 8
@@ -41,7 +42,7 @@ class Trivial:
     def __init__(self, config: ScoreConfig):
         pass
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         facts = [-0.5] * TOKENS
         rows = [
             {
@@ -55,7 +56,7 @@ class Trivial:
             }
             for id in table["id"].to_pylist()
         ]
-        return Worked(pa.Table.from_pylist(rows, schema=SCORED), tokens=TOKENS * len(rows))
+        return WorkResult(pa.Table.from_pylist(rows, schema=SCORED), tokens=TOKENS * len(rows))
 
 
 class Peaks:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from nlft_ray.execution.work import TableWork, Worker
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Identity, Manifest, finish
 from nlft_ray.tables.schema import TABLES
-from nlft_ray.tables.shards import DATA, read_rows
+from nlft_ray.tables.shards import DATA, Shard, ShardReport, read_rows
 
 
 def write_table(
@@ -36,6 +37,12 @@ def read_table(path: str | Path) -> dict[str, dict[str, Any]]:
     by_id = {row["id"]: row for row in rows}
     assert len(by_id) == len(rows)
     return by_id
+
+
+def work_on(worker: Worker, source: Folder, output: Folder, shard: Shard) -> ShardReport:
+    """Have `worker` work on a shard, as a scoring stage would."""
+    config: Any = None  # the worker stands already, so nothing is asked of it
+    return TableWork("score", lambda config: worker, config, source, output).on(worker, shard)
 
 
 def read_rejects(path: str | Path) -> list[dict[str, Any]]:

@@ -165,8 +165,11 @@ class PromptConfig(Strict):
 
 
 class PoolConfig(Strict):
-    """The Ray Data actors of a stage: how many, how large, where."""
+    """The workers of a stage: where they run, how many, how large."""
 
+    backend: Annotated[Literal["ray", "inline"], NotIdentity()] = "ray"
+    """Where the work is done: `ray`, by actors on a Ray cluster; or `inline`, by one worker in this process, where a
+    debugger's breakpoint stops. Both give the same table."""
     min_workers: PositiveInt = 1
     """Actors that are kept at the least."""
     max_workers: PositiveInt | None = None
@@ -186,4 +189,14 @@ class PoolConfig(Strict):
     def _bounds_in_order(self) -> "PoolConfig":
         if self.max_workers is not None and self.max_workers < self.min_workers:
             raise ValueError(f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _inline_is_one_worker_here(self) -> "PoolConfig":
+        if self.backend == "inline":
+            for name in ("min_workers", "label_selector"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"backend: inline is one worker in this process: leave out {name}, or use backend: ray"
+                    )
         return self

@@ -2,12 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from nlft_ray.config import WithPool
 from nlft_ray.errors import UserError
-from nlft_ray.execution import ray_cluster
+from nlft_ray.execution.inline import InlineExecutor
+from nlft_ray.execution.work import TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
 from nlft_ray.models.prompts import prompts_fingerprint
 from nlft_ray.storage.folder import Folder
@@ -26,7 +28,6 @@ from nlft_ray.tables.manifest import (
 from nlft_ray.tables.shards import (
     DATA,
     UNFINISHED,
-    MakesWorker,
     Shard,
     ShardReport,
     finished_shards,
@@ -35,6 +36,16 @@ from nlft_ray.tables.shards import (
     remove_strays,
 )
 
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Where shards are worked on: Ray's actors, or this process."""
+
+    def connect_during(self, work: Callable[[], T]) -> T: ...
+
+    def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]: ...
+
 
 def run_table_stage(
     config: Any,
@@ -42,22 +53,27 @@ def run_table_stage(
     stage: str,
     reads: str | tuple[str, ...],
     writes: str,
-    worker: MakesWorker,
+    make_worker: WorkerFactory,
+    seed: int = 0,
+    rows_per_input: int = 1,
     loads_model: bool = True,
     summarise: Callable[[Manifest], dict[str, float]] | None = None,
 ) -> StageResult:
     """Do what is not done yet, then write the manifest. Killed at any moment and started again, it continues.
 
-    `summarise` adds to the manifest's counts what only the whole table shows.
+    `seed`, `rows_per_input` and `loads_model` describe the work (see `TableWork`); `summarise` adds to the manifest's
+    counts what only the whole table shows.
 
     Raises:
         UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
     """
     source, output = Folder(config.input), Folder(config.output)
+    work = TableWork(stage, make_worker, config, source, output, seed, rows_per_input, loads_model)
+    executor = _executor(config)
     input_manifest = read_manifest(source, table=reads)
-    identify = partial(_identity, config, stage, writes, input_manifest, loads_model)
-    there = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
-    identity = identify() if there else ray_cluster.connect_during(identify, config.ray_address)
+    identify = partial(_identity, work, writes, input_manifest)
+    begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
+    identity = identify() if begun else executor.connect_during(identify)
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = finished_shards(output, shards)
@@ -67,7 +83,7 @@ def run_table_stage(
     ids = input_ids(source, shards)
     _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
-    _work(config, stage, worker, source, output, shards, reports)
+    _do_missing(work, executor, shards, reports)
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
     _audit(shards, reports, ids, input_manifest)
     remove_strays(output, shards)
@@ -79,10 +95,19 @@ def run_table_stage(
     return StageResult(output=config.output, manifest=manifest)
 
 
-def _identity(config: Any, stage: str, writes: str, input_manifest: Manifest, loads_model: bool) -> Identity:
+def _executor(config: WithPool) -> Executor:
+    if config.pool.backend == "inline":
+        return InlineExecutor()
+    from nlft_ray.execution.ray_actors import RayExecutor  # inline work needs no Ray
+
+    return RayExecutor(config.ray_address)
+
+
+def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> Identity:
+    config: Any = work.config
     made_by = input_manifest.identity
     fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
-    if loads_model:
+    if work.loads_model:
         from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 
         tokenizer = load_tokenizer(config.model)
@@ -98,29 +123,20 @@ def _identity(config: Any, stage: str, writes: str, input_manifest: Manifest, lo
             )
     else:
         fields["tokenizer"] = made_by.tokenizer
-    identity = identity_of(config, stage, **fields)
+    identity = identity_of(config, work.stage, **fields)
     identity.config["rows_per_shard"] = config.pool.rows_per_shard  # it shapes batches, hence seeds
     return identity
 
 
-def _work(
-    config: Any,
-    stage: str,
-    worker: MakesWorker,
-    source: Folder,
-    output: Folder,
-    shards: list[Shard],
-    reports: dict[int, ShardReport],
-) -> None:
+def _do_missing(work: TableWork, executor: Executor, shards: list[Shard], reports: dict[int, ShardReport]) -> None:
     """Fill `reports` with every shard that is missing."""
     missing = [shard for shard in shards if shard.number not in reports]
     if not missing:
         return
-    ray_cluster.connect(config.ray_address)
     total = sum(shard.stop - shard.start for shard in shards)
     before = sum(report.rows_in for report in reports.values())
-    with RowProgress(stage, total, before) as progress:
-        for report in ray_cluster.map_shards(worker, config, missing, source, output, stage):
+    with RowProgress(work.stage, total, before) as progress:
+        for report in executor.map_shards(work, missing):
             reports[report.number] = report
             progress.advance(report.rows_in, report.tokens)
 

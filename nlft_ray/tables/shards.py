@@ -1,22 +1,19 @@
-"""Units of work: a shard is a range of input rows that becomes one output file.
+"""Shards, the units of work: ranges of input rows, each of which becomes one output file.
 
 A shard is done when its file stands, whole, in the output's `data` folder. The file's name follows from the shard's
 number, so work that is repeated after a crash replaces itself: no row is lost, none is there twice.
 """
 
-import errno
 import json
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder, side_by_side
-from nlft_ray.tables.audit import check_shard, digest, digests_of_ids
+from nlft_ray.tables.audit import digests_of_ids
 from nlft_ray.tables.schema import REJECTS
 
 DATA, REJECTED = "data", "rejects"
@@ -42,30 +39,6 @@ class Shard:
         return f"part-{self.number:06d}.parquet"
 
 
-@dataclass
-class Worked:
-    """What a worker made of a table: output rows, unusable rows with reasons, and what it counted.
-
-    A reason reads `kind` or `kind: details`; rejects are counted by kind.
-    Rows that are `set_aside` are usable but left out on purpose. They stand among the rejects, and are counted apart.
-    """
-
-    table: pa.Table
-    rejects: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
-    tokens: int = 0
-    counts: dict[str, float] = field(default_factory=dict)
-    set_aside: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
-
-    def __add__(self, other: "Worked") -> "Worked":
-        return Worked(
-            pa.concat_tables([self.table, other.table]),
-            self.rejects + other.rejects,
-            self.tokens + other.tokens,
-            dict(Counter(self.counts) + Counter(other.counts)),
-            self.set_aside + other.set_aside,
-        )
-
-
 @dataclass(frozen=True)
 class ShardReport:
     """The record of a finished shard; it also stands in the footer of the shard's file."""
@@ -81,18 +54,6 @@ class ShardReport:
     plan: str
     ids: str
     """Digest of the ids that were read."""
-
-
-class Worker(Protocol):
-    """Does a stage's work on a table in this process. `seed` is the shard's own."""
-
-    schema: pa.Schema
-
-    def __call__(self, table: pa.Table, seed: int) -> Worked: ...
-
-
-MakesWorker = Callable[[Any], Worker]
-"""Makes a worker of a stage's configuration, in an actor. A function, since what it imports weighs seconds."""
 
 
 def plan_shards(source: Folder, rows_per_shard: int | None, plan: str = "") -> list[Shard]:
@@ -149,71 +110,22 @@ def input_ids(source: Folder, shards: Sequence[Shard]) -> dict[int, str]:
         UserError: an id stands in more than one row.
     """
     return digests_of_ids(
-        lambda: side_by_side(lambda shard: (shard.number, _ids(read_shard(source, shard, ["id"]))), shards)
+        lambda: side_by_side(lambda shard: (shard.number, ids_of(read_shard(source, shard, ["id"]))), shards)
     )
 
 
-def work_shard(
-    worker: Worker, source: Folder, output: Folder, shard: Shard, stage: str, seed: int, draws: int = 1
-) -> ShardReport:
-    """Read a shard, have it worked on, and commit what came out. Rejects are committed first: data means done.
-
-    `draws` is how many rows the worker makes of one.
-
-    Raises:
-        UserError: as the worker raises it; an id was lost or doubled; or the output cannot be written.
-    """
-    began = time.monotonic()
-    table = read_shard(source, shard)
-    worked = _isolating(worker, table, hash_seed(seed, shard.number))
-    left_out = worked.rejects + worked.set_aside
-    ids = _ids(table)
-    rejects = rejects_table(stage, left_out)
-    check_shard(f"{stage}, {shard.name}", ids, _ids(worked.table) + _ids(rejects), draws)
-    report = ShardReport(
-        number=shard.number,
-        rows_in=table.num_rows,
-        rows_out=worked.table.num_rows,
-        reject_reasons=dict(Counter(reason.partition(":")[0] for _, reason in worked.rejects)),
-        tokens=worked.tokens,
-        seconds=time.monotonic() - began,
-        counts=worked.counts,
-        set_aside_reasons=dict(Counter(reason.partition(":")[0] for _, reason in worked.set_aside)),
-        plan=shard.plan,
-        ids=digest(ids),
-    )
-    if left_out:
-        (output / REJECTED).write_table(shard.name, rejects)
-    else:
-        (output / REJECTED).delete(shard.name)  # of an earlier try, which may have fared worse
-    (output / DATA).write_table(shard.name, worked.table, {_FOOTER_KEY.decode(): json.dumps(asdict(report))})
-    return report
-
-
-def _ids(table: pa.Table) -> list[str]:
+def ids_of(table: pa.Table) -> list[str]:
+    """The ids of a table's rows, in order; empty where a row has none."""
     return [id or "" for id in table["id"].to_pylist()]
 
 
-def _isolating(worker: Worker, table: pa.Table, seed: int) -> Worked:
-    """Work on a table; where that raises, halve it until the rows that raise are found and rejected."""
-    try:
-        return worker(table, seed)
-    except UserError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full: {error}. Free space, and run the same command again.") from error
-        return _halved(worker, table, seed, error)
-    except Exception as error:  # a row that makes the model raise must not cost its neighbours
-        return _halved(worker, table, seed, error)
-
-
-def _halved(worker: Worker, table: pa.Table, seed: int, error: Exception) -> Worked:
-    if table.num_rows > 1:
-        middle = table.num_rows // 2
-        return _isolating(worker, table.slice(0, middle), seed) + _isolating(worker, table.slice(middle), seed)
-    reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
-    return Worked(worker.schema.empty_table(), [(table.to_pylist()[0], reason[:200])])
+def commit_shard(output: Folder, shard: Shard, report: ShardReport, table: pa.Table, rejects: pa.Table) -> None:
+    """Write what came out of a shard. Rejects come first: a file of data means that the shard is done."""
+    if rejects.num_rows:
+        (output / REJECTED).write_table(shard.name, rejects)
+    else:
+        (output / REJECTED).delete(shard.name)  # of an earlier try, which may have fared worse
+    (output / DATA).write_table(shard.name, table, {_FOOTER_KEY.decode(): json.dumps(asdict(report))})
 
 
 def rejects_table(stage: str, rejects: list[tuple[Mapping[str, Any], str]]) -> pa.Table:
@@ -271,8 +183,3 @@ def remove_strays(output: Folder, shards: Sequence[Shard]) -> int:
             strays += 1
     output.remove_unfinished()
     return strays
-
-
-def hash_seed(seed: int, number: int) -> int:
-    """A shard's own seed, the same wherever and whenever it is worked on."""
-    return (seed * 1_000_003 + number) % (2**63)

@@ -12,9 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from nlft_ray.stages.score.worker import ScoreWorker
-from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.shards import plan_shards, work_shard
+from nlft_ray.stages.score.job import score
 from tests.rows import write_table
 from tests.stages.forced_failures import Running, Scoring, example_rows, nothing_left_behind
 from tests.storage.server import DENIED, Fault, Request, Store, Weather
@@ -40,18 +38,10 @@ def until_done(running: Running, shards: int) -> None:
     assert running.wait_until(lambda: running.done() >= shards), running.text
 
 
-def scored_here(scoring: Scoring) -> None:
-    """What nobody disturbs, without Ray."""
-    config = scoring.config()
-    source, output, worker = Folder(config.input), Folder(config.output), ScoreWorker(config)
-    for shard in plan_shards(source, config.pool.rows_per_shard):
-        work_shard(worker, source, output, shard, "score", seed=0)
-
-
 @pytest.fixture
 def undisturbed(tmp_path: Path, one_thread: None) -> Path:
     rows = write_table(tmp_path / "examples", "examples", example_rows(ROWS), ROWS_PER_FILE)
-    scored_here(Scoring(tmp_path, rows, tmp_path / "scored"))
+    score(Scoring(tmp_path, rows, tmp_path / "scored").config("pool.backend=inline"))
     return tmp_path / "scored"
 
 

@@ -8,20 +8,19 @@ import pyarrow as pa
 import pytest
 
 from nlft_ray.errors import UserError
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables import audit
 from nlft_ray.tables.audit import check_shard, digests_of_ids
 from nlft_ray.tables.schema import QUESTIONS
 from nlft_ray.tables.shards import (
     Shard,
-    Worked,
     finished_shard,
     input_ids,
     plan_shards,
     remove_strays,
-    work_shard,
 )
-from tests.rows import QUESTION, read_rejects, read_table, write_table
+from tests.rows import QUESTION, read_rejects, read_table, work_on, write_table
 
 IDS = ["a", "b", "c"]
 
@@ -57,9 +56,9 @@ class Careless:
     def __init__(self, slip: Callable[[list[Any]], list[Any]]):
         self._slip = slip
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows = table.to_pylist()
-        return Worked(pa.Table.from_pylist(self._slip(rows), schema=QUESTIONS), [(row, "bad") for row in rows[:1]])
+        return WorkResult(pa.Table.from_pylist(self._slip(rows), schema=QUESTIONS), [(row, "bad") for row in rows[:1]])
 
 
 def questions(folder: Path, ids: list[str], rows_per_file: int = 1000) -> Folder:
@@ -70,7 +69,7 @@ def questions(folder: Path, ids: list[str], rows_per_file: int = 1000) -> Folder
 def test_nothing_of_a_shard_that_fails_the_audit_is_written(tmp_path: Path, slip: Any) -> None:
     source, output = questions(tmp_path / "in", IDS), Folder(str(tmp_path / "out"))
     with pytest.raises(UserError, match="the audit of ids failed"):
-        work_shard(Careless(slip), source, output, Shard(0, "part-000000.parquet", 0, 3), "score", 0)
+        work_on(Careless(slip), source, output, Shard(0, "part-000000.parquet", 0, 3))
     assert not output.exists()
 
 
@@ -92,15 +91,15 @@ def test_rejects_of_an_earlier_try_do_not_stay(tmp_path: Path) -> None:
     """A first try rejects a row and is killed before it commits its data; the second one bears the row."""
     source, output = questions(tmp_path / "in", IDS), Folder(str(tmp_path / "out"))
     shard = Shard(0, "part-000000.parquet", 0, 3)
-    work_shard(Careless(lambda rows: rows[1:]), source, output, shard, "score", 0)
+    work_on(Careless(lambda rows: rows[1:]), source, output, shard)
     (output / "data").delete(shard.name)
     assert len(read_rejects(output.uri)) == 1
 
     class Careful(Careless):
-        def __call__(self, table: pa.Table, seed: int) -> Worked:
-            return Worked(table)
+        def __call__(self, table: pa.Table, seed: int) -> WorkResult:
+            return WorkResult(table)
 
-    work_shard(Careful(list), source, output, shard, "score", 0)
+    work_on(Careful(list), source, output, shard)
     assert read_rejects(output.uri) == []
     assert sorted(read_table(output.uri)) == IDS
 
@@ -109,7 +108,7 @@ def test_rejects_of_an_earlier_try_do_not_stay(tmp_path: Path) -> None:
 def test_a_shard_without_its_rejects_is_not_done(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     source, output = questions(tmp_path / "in", IDS), Folder(str(tmp_path / "out"))
     shard = Shard(0, "part-000000.parquet", 0, 3)
-    report = work_shard(Careless(lambda rows: rows[1:]), source, output, shard, "score", 0)
+    report = work_on(Careless(lambda rows: rows[1:]), source, output, shard)
     assert finished_shard(output, shard) == report
     damage(tmp_path / "out" / "rejects" / shard.name)
     assert finished_shard(output, shard) is None
@@ -119,7 +118,7 @@ def test_files_of_another_plan_do_not_count_and_go(tmp_path: Path) -> None:
     source, output = questions(tmp_path / "in", IDS), Folder(str(tmp_path / "out"))
     old, new = plan_shards(source, 1, "old"), plan_shards(source, 2, "new")
     for shard in old:
-        work_shard(Careless(lambda rows: []), source, output, shard, "score", 0)
+        work_on(Careless(lambda rows: []), source, output, shard)
     assert [finished_shard(output, shard) for shard in new] == [None, None]
     (tmp_path / "out" / "data" / f".part-000001.parquet.{'0' * 32}").write_bytes(b"half")
     assert remove_strays(output, new) == 2

@@ -7,26 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.schema import QUESTIONS
-from nlft_ray.tables.shards import Shard, Worked, finished_shard, plan_shards, read_shard, work_shard
-from tests.rows import QUESTION, read_rejects, read_table, write_table
-
-
-class Doubter:
-    """Passes rows on, and raises on those it is told to."""
-
-    schema = QUESTIONS
-
-    def __init__(self, *bad: str, error: type[Exception] = RuntimeError):
-        self.bad, self.error = bad, error
-
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
-        for row in table.to_pylist():
-            if row["id"] in self.bad:
-                raise self.error(f"cannot bear {row['id']}")
-        return Worked(table, counts={"seen": table.num_rows})
+from nlft_ray.tables.shards import (
+    Shard,
+    ShardReport,
+    commit_shard,
+    finished_shard,
+    plan_shards,
+    read_shard,
+    rejects_table,
+)
+from tests.rows import QUESTION, write_table
 
 
 def questions(count: int) -> list[dict[str, str]]:
@@ -46,37 +37,13 @@ def test_shards_cover_every_row_once(
     assert found == [str(number) for number in range(count)]
 
 
-def test_a_row_that_raises_is_rejected_alone(tmp_path: Path) -> None:
-    source = Folder(write_table(tmp_path / "in", "questions", questions(20)))
-    output = Folder(str(tmp_path / "out"))
-    report = work_shard(Doubter("3", "17"), source, output, Shard(0, "part-000000.parquet", 0, 20), "score", seed=0)
-    assert (report.rows_in, report.rows_out, report.reject_reasons) == (20, 18, {"raised RuntimeError": 2})
-    assert report.counts == {"seen": 18}
-    assert sorted(read_table(output.uri)) == sorted(str(number) for number in range(20) if number not in (3, 17))
-    assert [(row["id"], row["reason"]) for row in read_rejects(output.uri)] == [
-        ("3", "raised RuntimeError: cannot bear 3"),
-        ("17", "raised RuntimeError: cannot bear 17"),
-    ]
-
-
-def test_a_users_mistake_is_not_a_bad_row(tmp_path: Path) -> None:
-    source = Folder(write_table(tmp_path / "in", "questions", questions(4)))
-    with pytest.raises(UserError):
-        work_shard(
-            Doubter("1", error=UserError),
-            source,
-            Folder(str(tmp_path / "out")),
-            Shard(0, "part-000000.parquet", 0, 4),
-            "score",
-            seed=0,
-        )
-
-
 @pytest.mark.parametrize("damage", ["absent", "empty", "truncated", "foreign", "other range"])
 def test_only_a_whole_file_of_this_shard_counts_as_done(tmp_path: Path, damage: str) -> None:
     source = Folder(write_table(tmp_path / "in", "questions", questions(8)))
     output, shard = Folder(str(tmp_path / "out")), Shard(0, "part-000000.parquet", 0, 8)
-    report = work_shard(Doubter(), source, output, shard, "score", seed=0)
+    table = read_shard(source, shard)
+    report = ShardReport(0, 8, 8, {}, tokens=0, seconds=0.1, counts={}, set_aside_reasons={}, plan="", ids="")
+    commit_shard(output, shard, report, table, rejects_table("score", []))
     assert finished_shard(output, shard) == report
     file = tmp_path / "out" / "data" / shard.name
     if damage == "absent":

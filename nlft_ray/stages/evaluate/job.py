@@ -3,10 +3,10 @@
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.errors import UserError
 from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.execution.work import Worker
 from nlft_ray.stages.evaluate.accuracy import wilson_interval
 from nlft_ray.stages.verifiers import load_verifier
 from nlft_ray.tables.manifest import Manifest, StageResult
-from nlft_ray.tables.shards import Worker
 
 
 def evaluate(config: EvaluateConfig) -> StageResult:
@@ -21,12 +21,12 @@ def evaluate(config: EvaluateConfig) -> StageResult:
         stage="evaluate",
         reads="questions",
         writes="predictions",
-        worker=_worker,
+        make_worker=_make_worker,
         summarise=_accuracy,
     )
 
 
-def _worker(config: EvaluateConfig) -> Worker:
+def _make_worker(config: EvaluateConfig) -> Worker:
     from nlft_ray.stages.evaluate.worker import EvaluateWorker  # with torch and transformers: in actors alone
 
     return EvaluateWorker(config)

@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.stages.verifiers import load_verifier, problem_with_standard_answer
 from nlft_ray.tables.schema import PREDICTIONS, problem_with_question
-from nlft_ray.tables.shards import Worked
 
 _NOTHING = Completion(ids=[], text="", ended=False)
 
@@ -24,7 +24,7 @@ class EvaluateWorker:
         self._verify = load_verifier(config.verifier)
         self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         asked: list[dict[str, Any]] = []
         rejects: list[tuple[Any, str]] = []
         for question in table.to_pylist():
@@ -40,7 +40,7 @@ class EvaluateWorker:
         written = self._model.complete(list(fitting.values()), Decoding(self._config.max_new_tokens), seed)
         completions = dict(zip(fitting, written, strict=True))
         rows = [self._row(question, completions.get(index, _NOTHING)) for index, question in enumerate(asked)]
-        return Worked(
+        return WorkResult(
             pa.Table.from_pylist(rows, schema=self.schema),
             rejects,
             tokens=sum(map(len, fitting.values())) + sum(len(completion.ids) for completion in written),

@@ -2,9 +2,9 @@
 
 from nlft_ray.config import JudgeConfig
 from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.execution.work import Worker
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
-from nlft_ray.tables.shards import Worker
 
 
 def judge(config: JudgeConfig) -> StageResult:
@@ -14,16 +14,17 @@ def judge(config: JudgeConfig) -> StageResult:
         UserError: see `run_table_stage`; or the server cannot be reached, or refuses the key or the model.
     """
     return run_table_stage(
-        _for_server(config),
+        _with_cache(config),
         stage="judge",
         reads=("responses", "examples"),
         writes="examples",
-        worker=_worker,
+        make_worker=_make_worker,
+        seed=config.seed,
         loads_model=config.server is None,
     )
 
 
-def _worker(config: JudgeConfig) -> Worker:
+def _make_worker(config: JudgeConfig) -> Worker:
     if config.server is None:
         from nlft_ray.stages.judge.self_judge import SelfJudge  # with torch and transformers: in actors alone
 
@@ -33,12 +34,9 @@ def _worker(config: JudgeConfig) -> Worker:
     return ServerJudge(config)
 
 
-def _for_server(config: JudgeConfig) -> JudgeConfig:
-    """Where a server judges, its cache is named, and actors take no GPU unless told to."""
+def _with_cache(config: JudgeConfig) -> JudgeConfig:
+    """The configuration with the folder of a server's cache, which by default lies beside the output."""
     if config.server is None:
         return config
     cache = config.server.cache or str(Folder(config.output).parent / "judgment_cache")
-    pool = config.pool
-    if pool.gpus_per_worker is None:
-        pool = pool.model_copy(update={"gpus_per_worker": 0.0})
-    return config.model_copy(update={"server": config.server.model_copy(update={"cache": cache}), "pool": pool})
+    return config.model_copy(update={"server": config.server.model_copy(update={"cache": cache})})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.tables.schema import EXAMPLES, INCORRECT
-from nlft_ray.tables.shards import Worked
 
 Row = Mapping[str, Any]
 
@@ -29,14 +29,14 @@ def waits(row: Row) -> bool:
     return row["verdict"] == INCORRECT and not row["judgment"]
 
 
-def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pattern: str) -> Worked:
+def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pattern: str) -> WorkResult:
     """The examples, in the order of `rows`; `answers` holds one for the index of each row that waits.
 
     A disputed row is set aside: by its judge the verdict is wrong, so its tokens would be lowered for no reason.
     """
     counts = Counter[str]({"incorrect": sum(row["verdict"] == INCORRECT for row in rows)})
     kept: list[Row] = []
-    worked = Worked(EXAMPLES.empty_table())
+    worked = WorkResult(EXAMPLES.empty_table())
     for index, row in enumerate(rows):
         answer = answers.get(index)
         if answer is None:

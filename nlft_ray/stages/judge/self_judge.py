@@ -3,10 +3,10 @@
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Decoding, PromptedModel
 from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
 from nlft_ray.tables.schema import EXAMPLES
-from nlft_ray.tables.shards import Worked
 
 
 class SelfJudge:
@@ -19,7 +19,7 @@ class SelfJudge:
         self._config = config
         self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows: list[Row] = table.to_pylist()
         prompts = {index: self._model.prompt("judging", row) for index, row in enumerate(rows) if waits(row)}
         fitting = {index: prompt for index, prompt in prompts.items() if len(prompt) < self._model.max_length}

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.prompts import chat_messages
 from nlft_ray.stages.judge.cache import AnswerCache
 from nlft_ray.stages.judge.chat import ChatServer, RequestFailed
 from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import EXAMPLES
-from nlft_ray.tables.shards import Worked
 
 Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 _OPENAI = "api.openai.com"
@@ -37,7 +37,7 @@ class ServerJudge:
     def _chat(self) -> ChatServer:
         return ChatServer(self._server)
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         """`seed` is the shard's and goes unused: an answer must not depend on how the table is cut.
 
         Raises:

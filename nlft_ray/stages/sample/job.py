@@ -2,9 +2,9 @@
 
 from nlft_ray.config import SampleConfig
 from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.execution.work import Worker
 from nlft_ray.stages.verifiers import load_verifier
 from nlft_ray.tables.manifest import StageResult
-from nlft_ray.tables.shards import Worker
 
 
 def sample(config: SampleConfig) -> StageResult:
@@ -14,10 +14,18 @@ def sample(config: SampleConfig) -> StageResult:
         UserError: see `run_table_stage`; or the verifier cannot be loaded.
     """
     load_verifier(config.verifier)  # a mistake here should not wait for an actor
-    return run_table_stage(config, stage="sample", reads="questions", writes="responses", worker=_worker)
+    return run_table_stage(
+        config,
+        stage="sample",
+        reads="questions",
+        writes="responses",
+        make_worker=_make_worker,
+        seed=config.seed,
+        rows_per_input=config.responses_per_question,
+    )
 
 
-def _worker(config: SampleConfig) -> Worker:
+def _make_worker(config: SampleConfig) -> Worker:
     from nlft_ray.stages.sample.worker import SampleWorker  # with torch and transformers: in actors alone
 
     return SampleWorker(config)

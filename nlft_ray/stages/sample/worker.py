@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.config import SampleConfig
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.stages.verifiers import load_verifier, problem_with_standard_answer
 from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES, problem_with_question
-from nlft_ray.tables.shards import Worked
 
 Question = dict[str, Any]
 
@@ -24,7 +24,7 @@ class SampleWorker:
         self._verify = load_verifier(config.verifier)
         self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         config = self._config
         usable, rejects = self._prompts(table)
         asked = [pair for pair in usable for _ in range(config.responses_per_question)]
@@ -39,7 +39,7 @@ class SampleWorker:
             rows.append(row)
             counts.update({row["verdict"]: 1, "cut_at_max_new_tokens": not response.ended})
         tokens = sum(len(prompt) + len(response.ids) for (_, prompt), response in zip(asked, responses, strict=True))
-        return Worked(pa.Table.from_pylist(rows, schema=self.schema), rejects, tokens, dict(counts))
+        return WorkResult(pa.Table.from_pylist(rows, schema=self.schema), rejects, tokens, dict(counts))
 
     def _prompts(self, table: pa.Table) -> tuple[list[tuple[Question, list[int]]], list[tuple[Any, str]]]:
         """Questions with their prompts, and the questions that cannot be asked."""

@@ -2,10 +2,11 @@
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.table_stage import run_table_stage
+from nlft_ray.execution.work import Worker
 from nlft_ray.log import log
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
-from nlft_ray.tables.shards import UNFINISHED, Worker
+from nlft_ray.tables.shards import UNFINISHED
 
 
 def score(config: ScoreConfig) -> StageResult:
@@ -14,7 +15,7 @@ def score(config: ScoreConfig) -> StageResult:
     Raises:
         UserError: see `run_table_stage`.
     """
-    result = run_table_stage(config, stage="score", reads="examples", writes="scored", worker=_worker)
+    result = run_table_stage(config, stage="score", reads="examples", writes="scored", make_worker=_make_worker)
     if not result.reused and result.manifest.counts.get("padded_passes"):
         log(
             "score: this model mixes rows that stand one after another, so they were padded, and what a row's contexts "
@@ -23,7 +24,7 @@ def score(config: ScoreConfig) -> StageResult:
     return result
 
 
-def _worker(config: ScoreConfig) -> Worker:
+def _make_worker(config: ScoreConfig) -> Worker:
     from nlft_ray.stages.score.kept import KeptBatches  # with torch and transformers: in actors alone
     from nlft_ray.stages.score.worker import ScoreWorker
 

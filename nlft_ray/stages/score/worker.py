@@ -5,12 +5,12 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.config import ScoreConfig
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.loading import end_of_turn_id, load_model, load_tokenizer, max_length
 from nlft_ray.stages.score.kept import KeptBatches
 from nlft_ray.stages.score.passes import Context, RowBuilder, ScoringRow, lengths
 from nlft_ray.stages.score.scorer import Batch, PassFacts, Scorer
 from nlft_ray.tables.schema import SCORED, problem_with_example
-from nlft_ray.tables.shards import Worked
 
 
 class ScoreWorker:
@@ -32,7 +32,7 @@ class ScoreWorker:
             hidden_window=config.hidden_window,
         )
 
-    def __call__(self, table: pa.Table, seed: int) -> Worked:
+    def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows: list[ScoringRow] = []
         rejects: list[tuple[Any, str]] = []
         truncated = 0
@@ -50,7 +50,7 @@ class ScoreWorker:
             rejects.append((example, problem))
         batches = self._scorer.batches(rows)
         tables = self._kept(batches, self._scored) if self._kept else map(self._scored, batches)
-        return Worked(
+        return WorkResult(
             pa.concat_tables([self.schema.empty_table(), *tables]),
             rejects,
             tokens=sum(sum(lengths(row).values()) for row in rows),

@@ -1,7 +1,6 @@
 """The stage as a whole: by the target model, and by `transformers serve` on loopback."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,8 @@ import pytest
 
 from nlft_ray.config import JudgeConfig
 from nlft_ray.errors import UserError
-from nlft_ray.execution import ray_cluster
 from nlft_ray.stages.judge.job import judge
-from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
-from nlft_ray.tables.shards import Shard, ShardReport, work_shard
 from tests.rows import example, read_rejects, read_table, write_table
 from tests.stages.judge.conftest import Served
 from tests.stages.judge.fake_server import Reply, serving
@@ -30,13 +26,16 @@ ROWS = [response(number) for number in range(24)]
 INCORRECT = {row["id"] for row in ROWS if row["verdict"] == "incorrect"}
 
 
+POOL = {"rows_per_shard": 8, "max_workers": 1}
+
+
 def run(folder: Path, model: Path, output: str = "out", **options: Any) -> StageResult:
     told = {
         "input": write_table(folder / "responses", "responses", ROWS),
         "output": str(folder / output),
         "model": {"path": str(model)},
         "max_new_tokens": 8,
-        "pool": {"rows_per_shard": 8, "max_workers": 1},
+        "pool": POOL | {"backend": "inline"},
     }
     return judge(JudgeConfig.model_validate(told | options))
 
@@ -45,24 +44,9 @@ def everything_under(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards are worked on here, one after another: where Ray is not the point, it costs seconds."""
-
-    def map_shards(
-        worker: Any, config: Any, shards: Sequence[Shard], source: Folder, output: Folder, stage: str
-    ) -> Iterator[ShardReport]:
-        made = worker(config)
-        for shard in shards:
-            yield work_shard(made, source, output, shard, stage, config.seed)
-
-    monkeypatch.setattr(ray_cluster, "connect", lambda address: None)
-    monkeypatch.setattr(ray_cluster, "map_shards", map_shards)
-
-
 @pytest.mark.usefixtures("ray_local")
 def test_the_target_model_judges_itself_on_ray(tmp_path: Path, tinystories: Path) -> None:
-    result = run(tmp_path, tinystories)
+    result = run(tmp_path, tinystories, pool=POOL)
     manifest, table = result.manifest, read_table(tmp_path / "out")
     assert manifest.identity.table == "examples"
     assert manifest.identity.prompts
@@ -76,7 +60,7 @@ def test_a_real_server_judges_once_and_the_cache_ever_after(
     tmp_path: Path, tinystories: Path, transformers_server: Served
 ) -> None:
     server = {"base_url": transformers_server.base_url, "model": transformers_server.model, "max_retries": 1}
-    first = run(tmp_path, tinystories, server=server).manifest
+    first = run(tmp_path, tinystories, server=server, pool=POOL).manifest
     assert first.counts == {
         "incorrect": 16,
         "judged": 16,
@@ -92,7 +76,7 @@ def test_a_real_server_judges_once_and_the_cache_ever_after(
     transformers_server.stop()
     server["concurrency"] = 1
     assert run(tmp_path, tinystories, server=server).reused  # how fast is no part of what
-    again = run(tmp_path, tinystories, "again", server=server).manifest
+    again = run(tmp_path, tinystories, "again", server=server, pool=POOL).manifest
     assert (again.counts["requests"], again.counts["cache_hits"], again.tokens) == (0, 16, 0)
     assert read_table(tmp_path / "again") == table
     server["cache"] = str(tmp_path / "empty")
@@ -100,7 +84,6 @@ def test_a_real_server_judges_once_and_the_cache_ever_after(
         run(tmp_path, tinystories, "unreachable", server=server)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_disputed_rows_do_not_count_as_failures(tmp_path: Path, tinystories: Path) -> None:
     manifest = run(tmp_path, tinystories, disputed_pattern="^", max_reject_fraction=0).manifest
     assert (manifest.rows_out, manifest.rows_rejected, manifest.rows_set_aside) == (8, 0, 16)
@@ -112,7 +95,6 @@ def test_disputed_rows_do_not_count_as_failures(tmp_path: Path, tinystories: Pat
     assert all(json.loads(reject["row"])["judgment"] for reject in rejects)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_what_was_judged_before_an_outage_is_kept(tmp_path: Path, tinystories: Path) -> None:
     """Shards of 5, 6 and 5 requests; the second is refused, and the next start asks for what is not there yet."""
 
@@ -120,7 +102,7 @@ def test_what_was_judged_before_an_outage_is_kept(tmp_path: Path, tinystories: P
         return Reply(status=401) if number > 5 else Reply()
 
     with serving(refuse_later) as fake:
-        server = {"base_url": fake.base_url, "model": "judge-1"}
+        server = {"base_url": fake.base_url, "model": "judge-1", "concurrency": 1}  # none on its way at the outage
         with pytest.raises(UserError, match=r"refuses the key of OPENAI_API_KEY \(401\)"):
             run(tmp_path, tinystories, server=server)
         before, fake.behave = len(fake.requests), lambda request, number: Reply()
@@ -129,7 +111,6 @@ def test_what_was_judged_before_an_outage_is_kept(tmp_path: Path, tinystories: P
     assert (manifest.counts["judged"], manifest.counts["requests"]) == (16, 16)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_too_many_failures_are_an_error_with_their_reason(tmp_path: Path, tinystories: Path) -> None:
     with serving(lambda request, number: Reply(status=503)) as fake:
         server = {"base_url": fake.base_url, "model": "judge-1", "max_retries": 1}
@@ -137,7 +118,6 @@ def test_too_many_failures_are_an_error_with_their_reason(tmp_path: Path, tinyst
             run(tmp_path, tinystories, server=server)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_the_key_is_written_nowhere(
     tmp_path: Path, tinystories: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from nlft_ray.config import JudgeConfig
 from nlft_ray.errors import UserError
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.stages.judge.server_judge import ServerJudge
 from nlft_ray.tables.schema import EXAMPLES
-from nlft_ray.tables.shards import Worked
 from tests.rows import example
 from tests.stages.judge.fake_server import FakeServer, Reply, serving
 
@@ -35,7 +35,7 @@ def config(folder: Path, base_url: str, server: dict[str, Any] | None = None, **
     )
 
 
-def judged(folder: Path, fake: FakeServer, *rows: dict[str, Any], **options: Any) -> Worked:
+def judged(folder: Path, fake: FakeServer, *rows: dict[str, Any], **options: Any) -> WorkResult:
     return ServerJudge(config(folder, fake.base_url, **options))(table(*rows), seed=0)
 
 

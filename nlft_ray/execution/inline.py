@@ -1,0 +1,42 @@
+"""Work in this process, without Ray: one worker, shard after shard. A breakpoint stops where the work is done."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from nlft_ray.execution.work import TableWork
+from nlft_ray.tables.shards import Shard, ShardReport
+
+T = TypeVar("T")
+
+
+class InlineExecutor:
+    """Works here, with the threads that an actor would have: the same work gives the same table, bit for bit."""
+
+    def connect_during(self, work: Callable[[], T]) -> T:
+        """What `work` returns: there is nothing to connect to."""
+        return work()
+
+    def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]:
+        """Work on every shard, in order.
+
+        Raises:
+            UserError: as the worker raises it.
+        """
+        with _threads(work.config.pool.cpus_per_worker):
+            worker = work.make_worker(work.config)
+            for shard in shards:
+                yield work.on(worker, shard)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Give torch this many threads for a while."""
+    import torch  # not needed where everything is done already
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

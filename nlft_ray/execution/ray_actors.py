@@ -1,0 +1,126 @@
+"""Work on a Ray cluster: shards spread over a pool of Ray Data actors, one worker each."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import ray.data
+
+from nlft_ray.errors import UserError
+from nlft_ray.execution import process, ray_cluster
+from nlft_ray.execution.placement import places
+from nlft_ray.execution.work import TableWork, Worker
+from nlft_ray.log import log
+from nlft_ray.tables.shards import Shard, ShardReport, finished_shard
+
+T = TypeVar("T")
+
+
+class RayExecutor:
+    """Works on the cluster at `address` (see `ray_cluster.connect`)."""
+
+    def __init__(self, address: str | None):
+        self._address = address
+
+    def connect_during(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done while Ray starts.
+
+        Raises:
+            UserError: no cluster answers; or as `work` raises it.
+        """
+        return ray_cluster.connect_during(work, self._address)
+
+    def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]:
+        """Work on every shard, each by some actor of the pool; reports arrive in any order.
+
+        An actor that dies is replaced and its shard done again. More actors start when nodes join. Only the shards'
+        names travel through Ray: the rows go from file to actor to file, so the driver's memory does not grow with the
+        table.
+
+        Raises:
+            UserError: as the worker raises it.
+        """
+        ray_cluster.connect(self._address)
+        quiet_ray_data()
+        pool = work.config.pool
+        gpus, size = _size_pool(work, len(shards))
+        results = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
+            _ShardActor,
+            fn_constructor_kwargs={"work": work},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=size,
+            num_cpus=pool.cpus_per_worker,
+            num_gpus=gpus,
+            label_selector=pool.label_selector or None,
+        )
+        for row in results.iter_rows():
+            result = json.loads(row["result"])
+            if "user_error" in result:
+                raise UserError(result["user_error"])
+            yield ShardReport(**result["report"])
+
+
+def quiet_ray_data() -> None:
+    """Turn off Ray Data's own bars and logs, which would bury ours."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _size_pool(work: TableWork, shards: int) -> tuple[float, ray.data.ActorPoolStrategy]:
+    """GPUs of one actor, and how many actors: those that are asked for, or as many as find room now and later."""
+    pool = work.config.pool
+    nodes = ray_cluster.nodes_with(pool.label_selector)
+    gpus = pool.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if work.loads_model and ray_cluster.have_gpus(nodes) else 0.0
+    room = places(nodes, pool.cpus_per_worker, gpus)
+    if room == 0:
+        where = f" with the labels {pool.label_selector}" if pool.label_selector else ""
+        log(
+            f"{work.stage}: no node{where} has room for a worker of {pool.cpus_per_worker} CPUs and {gpus:g} GPUs; "
+            "waiting for nodes."
+        )
+    most = min(shards, pool.max_workers or shards)
+    least = min(pool.min_workers, most)
+    initial = most if pool.max_workers else min(max(room, least), most)
+    # One shard at a time for each: Ray Data would let an actor that starts early queue up what late ones could do.
+    size = ray.data.ActorPoolStrategy(
+        min_size=least, max_size=most, initial_size=initial, max_tasks_in_flight_per_actor=1
+    )
+    return gpus, size
+
+
+class _ShardActor:
+    """Holds one worker, with its model, for all the shards that this process is given."""
+
+    def __init__(self, work: TableWork):
+        self._work = work
+        self._worker: Worker | None = None
+        self._mistake = ""
+        try:
+            with process.starting():
+                import torch  # not needed on the driver
+
+                torch.set_num_threads(work.config.pool.cpus_per_worker)
+                self._worker = work.make_worker(work.config)
+        except UserError as error:
+            self._mistake = str(error)
+
+    def __call__(self, batch: Any) -> dict[str, list[str]]:
+        """Results as text: Arrow would merge the counts of reports, and Ray loses the type of an exception's cause."""
+        return {"result": [json.dumps(self._result(Shard(**shard))) for shard in batch.to_pylist()]}
+
+    def _result(self, shard: Shard) -> dict[str, Any]:
+        if self._worker is None:
+            return {"user_error": self._mistake}
+        try:
+            # Ray runs a task again whose result was lost with a node; the file is there all the same.
+            report = finished_shard(self._work.output, shard) or self._work.on(self._worker, shard)
+        except UserError as error:
+            return {"user_error": str(error)}
+        return {"report": asdict(report)}
