@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nlft_ray.stages.score.passes import ScoringRow
+from nlft_ray.stages.score.contexts import ScoringRow
 
 
 class Released(NamedTuple):

@@ -20,7 +20,7 @@ from released_pattern import grow, released_facts
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.models.loading import load_model, load_tokenizer
-from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
+from nlft_ray.stages.score.contexts import RowBuilder, ScoringRow
 from nlft_ray.stages.score.worker import ScoreWorker
 from nlft_ray.tables.schema import EXAMPLES
 
@@ -75,7 +75,8 @@ def _ours(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, An
 
     measure = _measured(work, lambda: worker(few, seed=0), model)
     assert worked is not None
-    measure["tokens"] = worked.tokens
+    measure["tokens"] = sum(sum(row.lengths().values()) for row in _scoring_rows(config, rows))
+    assert worked.tokens == count["tokens_run"] - count["padding"]
     return measure | count | _sizes(model) | {"matmul_flops": matmul_rate(model.dtype, model.device)}
 
 

@@ -30,7 +30,7 @@ from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
 from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.packing import attend_by_segments
-from nlft_ray.stages.score.passes import RowBuilder, ScoringRow
+from nlft_ray.stages.score.contexts import RowBuilder, ScoringRow
 from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.head import LogOddsHead
 from nlft_ray.stages.train.loop import load_examples

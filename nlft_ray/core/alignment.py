@@ -19,23 +19,18 @@ def predicting_positions(response_start: int, n: int) -> range:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PaddedBatch:
     """B rows padded on the right to T positions; N response tokens in all, row after row."""
 
     input_ids: Tensor
     """(B, T) int64."""
-    attention_mask: Tensor
-    """(B, T) int64, 1 where there is a token and 0 where there is padding."""
     keep: Tensor
-    """(B, T) bool, the positions that predict response tokens. As `logits_to_keep` of a transformers
-    model's forward it yields logits (N, V) in the order of `targets`."""
+    """(B, T) bool, the positions that predict response tokens: logits at them are (N, V), in the order of `targets`."""
     targets: Tensor
     """(N,) int64, the response tokens."""
-    example: Tensor
-    """(N,) int64, the row that each response token belongs to."""
 
 
-def pad_batch(rows: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
+def pad_batch(rows: Sequence[tuple[Sequence[int], int]], pad_id: int) -> PaddedBatch:
     """Pad rows of (input_ids, response_start) on the right, so that no position moves.
 
     Raises:
@@ -43,15 +38,13 @@ def pad_batch(rows: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
     """
     shape = len(rows), max(len(ids) for ids, _ in rows)
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
     keep = torch.zeros(shape, dtype=torch.bool)
     for row, (ids, response_start) in enumerate(rows):
-        positions = predicting_positions(response_start, len(ids) - response_start)
+        predicting = predicting_positions(response_start, len(ids) - response_start)
         input_ids[row, : len(ids)] = torch.as_tensor(ids)
-        attention_mask[row, : len(ids)] = 1
-        keep[row, positions.start : positions.stop] = True
-    example, position = keep.nonzero(as_tuple=True)
-    return Batch(input_ids, attention_mask, keep, targets=input_ids[example, position + 1], example=example)
+        keep[row, predicting.start : predicting.stop] = True
+    row_indices, positions = keep.nonzero(as_tuple=True)
+    return PaddedBatch(input_ids, keep, targets=input_ids[row_indices, positions + 1])
 
 
 def _check(response_start: int, n: int) -> None:

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 _ATTENTION = "nlft_ray_segments"  # its name among transformers' attention implementations
+_sdpa_attention = AttentionInterface()["sdpa"]
 _BLOCK = 192  # queries at a time on a CPU, so that their scores stay in its cache and few of them are masked
-_MULTIPLE = 64  # of which sizes are there: oneDNN compiles a kernel for every shape that it meets
+_MULTIPLE = 64  # sizes are rounded up to multiples of this: oneDNN compiles a kernel for every shape that it meets
 
 Reads = tuple[slice, ...]
-"""Of the states of a pass, stored ones first: those that a token reads, in order of position."""
+"""Parts of a pass's states that a token reads, in order of position. Stored states come before those of the pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +86,11 @@ def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def attend_by_segments(model: PreTrainedModel) -> bool:
-    """Make the model's attention read packed texts; False where it has another one, or keeps states that are not keys
-    and values of every token (a sliding window, a recurrence). Other models may yet mix texts: try what they give."""
+    """Make the model's attention read packed texts.
+
+    False, and nothing done, where it has another attention than sdpa, or keeps states that are not keys and values of
+    every token (a sliding window, a recurrence). A model may yet mix texts elsewhere: `abilities` tries what it gives.
+    """
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return False
     if not keeps_every_token(DynamicCache(config=model.config)):
@@ -115,10 +117,10 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """(1, heads, N, dim) queries, (1, key heads, stored + N, dim) keys and values → (1, N, heads, dim)."""
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     # Blocks keep their scores for a backward pass, which the fused kernel does without.
     blocks = query.device.type == "cpu" and query.dtype != torch.float32 and not torch.is_grad_enabled()
-    found = []
+    outputs = []
     for segment in segments:
         own = query[:, :, segment.own]
         keys, values = ([states[:, :, part] for part in segment.reads] for states in (key, value))
@@ -126,13 +128,13 @@ def _attention(
             output = _in_blocks(own, keys, values, query.shape[-1] ** -0.5 if scaling is None else scaling)
         else:
             arguments = (own, _joined(keys), _joined(values), segment.mask)
-            output, _ = sdpa_attention_forward(module, *arguments, scaling=scaling, **kwargs)
-        found.append(output)
-    return torch.cat(found, dim=1), None
+            output, _ = _sdpa_attention(module, *arguments, scaling=scaling, **kwargs)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
 
 
 AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(_ATTENTION, AttentionMaskInterface()["sdpa"])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -147,17 +149,17 @@ def _in_blocks(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], 
     """
     (_, heads, n, dim), key_heads = query.shape, keys[0].shape[1]
     before = sum(part.shape[2] for part in keys) - n
-    nothing = query.new_zeros(1, key_heads, -(before + n) % _MULTIPLE, dim)
-    key, value = (torch.cat([*parts, nothing], dim=2)[0] for parts in (keys, values))
+    padding = query.new_zeros(1, key_heads, -(before + n) % _MULTIPLE, dim)
+    key, value = (torch.cat([*parts, padding], dim=2)[0] for parts in (keys, values))
     key = key.transpose(1, 2)
     grouped = torch.nn.functional.pad(query[0] * scale, (0, 0, 0, -n % _MULTIPLE)).unflatten(0, (key_heads, -1))
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for block in grouped.split(_BLOCK, dim=2):
-        rows, start = block.shape[2], before + _BLOCK * len(found)
+        rows, start = block.shape[2], before + _BLOCK * len(outputs)
         seen = min(-(-(start + rows) // _MULTIPLE) * _MULTIPLE, key.shape[2])
         scores = block.flatten(1, 2) @ key[:, :, :seen]
         later = torch.arange(start, seen) > torch.arange(start, start + rows)[:, None]
         scores.unflatten(1, (-1, rows))[..., start:].masked_fill_(later, float("-inf"))
         weights = scores.softmax(-1)  # which computes in float32 inside
-        found.append((weights @ value[:, :seen]).view(heads, rows, dim))
-    return torch.cat(found, dim=1)[:, :n].transpose(0, 1)[None]
+        outputs.append((weights @ value[:, :seen]).view(heads, rows, dim))
+    return torch.cat(outputs, dim=1)[:, :n].transpose(0, 1)[None]

@@ -20,7 +20,8 @@ TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS = {"cpu": 2**24, "cuda": 2**28}, 64
 """Training holds a chunk of float32 logits at a time: so many bytes, but logits of so many tokens at least
 (`core.head`)."""
 SCORED_LOGITS, SCORED_LOGITS_BYTES = 256, {"cpu": 2**21, "gpu": 2**28}
-"""Scoring holds logits of so many tokens at a time, and so many bytes of them in float32 (`stages.score.head`)."""
+"""Scoring holds logits of so many tokens at a time, and so many bytes of them in float32
+(`stages.score.response_head`)."""
 FRAGMENTS_ON_CPU = 0.7
 """Of what comes and goes at every step, what a CPU's allocator (glibc's) holds on top: freed blocks that do not fit the
 next request. Measured, not derived (benchmarks/planning.py); on a GPU `cluster.reserve_fraction` is there for it."""

@@ -64,7 +64,8 @@ class Manifest(BaseModel):
     set_aside_reasons: dict[str, int] = {}
     """Rows set aside by reason."""
     tokens: int = 0
-    """Tokens that went through the model."""
+    """Tokens that went through the model, padding apart: of scoring, each shared beginning once; of generation, prompts
+    and what was written; of a server, what it counted."""
     seconds: float
     """Wall-clock time of the start that completed it; for a training, with the steps kept from earlier starts."""
     counts: dict[str, float] = {}

@@ -22,15 +22,12 @@ def test_nothing_to_predict_from_or_nothing_to_predict(prompt, response):
 def test_batch():
     batch = pad_batch([([5, 6, 7, 8, 9], 2), ([1, 2, 3], 1), ([4, 5], 1)], pad_id=-7)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [1, 2, 3, -7, -7], [4, 5, -7, -7, -7]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
     assert batch.keep.nonzero().tolist() == [[0, 1], [0, 2], [0, 3], [1, 0], [1, 1], [2, 0]]
     assert batch.targets.tolist() == [7, 8, 9, 2, 3, 5]
-    assert batch.example.tolist() == [0, 0, 0, 1, 1, 2]
-    dtypes = [batch.input_ids.dtype, batch.keep.dtype, batch.targets.dtype, batch.example.dtype]
-    assert dtypes == [torch.int64, torch.bool, torch.int64, torch.int64]
+    assert [batch.input_ids.dtype, batch.keep.dtype, batch.targets.dtype] == [torch.int64, torch.bool, torch.int64]
 
 
-def test_transformers_keeps_the_logits_in_this_order():
+def test_logits_at_the_kept_positions_are_in_this_order():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -45,6 +42,6 @@ def test_transformers_keeps_the_logits_in_this_order():
     rows = [([5, 6, 7, 8, 9], 2), ([1, 2, 3], 1)]
     batch = pad_batch(rows, pad_id=0)
     with torch.no_grad():
-        kept = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=batch.keep).logits
+        kept = model(input_ids=batch.input_ids).logits[batch.keep]
         alone = [model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1] for ids, start in rows]
     torch.testing.assert_close(kept, torch.cat(alone))

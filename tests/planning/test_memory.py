@@ -24,7 +24,7 @@ from nlft_ray.planning.memory import (
     training_states,
 )
 from nlft_ray.planning.shape import Adapters, Shape
-from nlft_ray.stages.score import head as scored_head
+from nlft_ray.stages.score import response_head as scored_head
 from nlft_ray.stages.train.batch import packed_inputs
 
 GB = 10**9

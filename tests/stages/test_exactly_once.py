@@ -21,7 +21,6 @@ import nlft_ray
 from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import MANIFEST, begin, finish
-from nlft_ray.tables.shards import UNFINISHED
 from tests.stages.forced_failures import (
     RAISES,
     ROWS,
@@ -133,33 +132,6 @@ def test_a_kill_of_each_kind_loses_and_repeats_nothing(scoring: Scoring, undistu
         assert moments.wait_within_work(running, most_shards=4)
         running.kill_cluster()
     assert_finishes_the_same(scoring, undisturbed, before_end | seen)
-
-
-def test_a_kill_within_a_shard_leaves_its_batches(scoring: Scoring) -> None:
-    """Two shards of 160 batches: whoever comes after the kill goes on with the batch that was in flight."""
-    scoring.words.append(f"pool.rows_per_shard={ROWS // 2}")
-    kept = Path(scoring.output) / UNFINISHED
-    with scoring.start() as running:
-        assert running.wait_until(lambda: len(written_at(kept)) >= 40)
-        running.kill_cluster()
-    before = written_at(kept)
-    with scoring.start() as running:
-        assert running.wait_until(lambda: len(written_at(kept)) > len(before))
-        assert before.items() <= written_at(kept).items()
-        running.wait()
-    assert running.returncode == 0, running.text
-    assert not kept.exists()
-    whole = Scoring(scoring.output.parent, "", scoring.output.parent / "whole")
-    whole.words = [*scoring.words, f"output={whole.output}"]
-    nlft_ray.score(whole.config())
-    assert_same(scoring.output, whole.output)
-
-
-def written_at(folder: Path) -> dict[str, int]:
-    """Whole files, and when they were written."""
-    with contextlib.suppress(FileNotFoundError):
-        return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet") if path.name[0] != "."}
-    return {}
 
 
 @pytest.mark.exhaustive

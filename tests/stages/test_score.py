@@ -14,10 +14,11 @@ from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
-from nlft_ray.stages.score.passes import fill, pack
+from nlft_ray.stages.score.scorer import fill, pack
 from nlft_ray.stages.score.worker import ScoreWorker
 from nlft_ray.tables.schema import EXAMPLES, SCORED
 from nlft_ray.tables.scored import facts_of
+from nlft_ray.tables.shards import UNFINISHED
 from tests.random_models import ARCHITECTURES, save_random_model
 from tests.rows import example, read_rejects, read_table, write_table
 
@@ -99,16 +100,21 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
     instruction = "Answer like these. 1 + 1? #### 2. 2 + 3? #### 5. " * 3
     rows = [row | {"instruction": instruction, "response_ids": None} for row in EXAMPLE_ROWS]
     shared, _ = score(config(path), rows)
-    from_the_start: list[int] = []
+    from_the_start: list[bool] = []
+    tokens: list[int] = []
     worker = ScoreWorker(config(path, max_tokens_per_batch=1024))
-    worker._scorer._model.base_model.register_forward_pre_hook(
-        lambda _module, _inputs, named: from_the_start.append(named.get("past_key_values") is None), with_kwargs=True
-    )
+
+    def note(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
+        from_the_start.append(named.get("past_key_values") is None)
+        tokens.append(named["input_ids"].numel())
+
+    worker._scorer._model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
-    worker(pa.Table.from_pylist(full, schema=EXAMPLES), 0)
+    worked = worker(pa.Table.from_pylist(full, schema=EXAMPLES), 0)
     assert sum(from_the_start) == 1, "the prefix"
     assert len(from_the_start) == 1 + 3, "and the rows, in three batches of up to 1024 tokens"
-    monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
+    assert worked.counts["tokens_run"] == sum(tokens)
+    monkeypatch.setattr("nlft_ray.stages.score.scorer.start_packing", lambda model: False)
     padded, _ = score(config(path), rows)
     monkeypatch.setattr("nlft_ray.stages.score.scorer._common_prefix", lambda prompts: [])
     plain, _ = score(config(path), rows)
@@ -141,10 +147,12 @@ def test_a_model_in_parts_scores_the_same(random_llama: str, tmp_path: Path, mon
                 np.testing.assert_allclose(in_parts[id][column], row[column], atol=1e-5, rtol=1e-5, err_msg=column)
 
 
-def test_passes_are_counted(random_llama: str) -> None:
-    _, worked = score(config(random_llama), EXAMPLE_ROWS)
+def test_contexts_and_their_tokens_are_counted(random_llama: str) -> None:
+    scored, worked = score(config(random_llama), EXAMPLE_ROWS)
     # correct: base + standard; incorrect: base + judge + standard; without a standard answer one fewer
-    assert worked.counts["forward_passes"] == 3 * 2 + 2 * 3 + 1 * 2
+    assert worked.counts["contexts"] == 3 * 2 + 2 * 3 + 1 * 2
+    logp = [row[name] for row in scored.values() for name in ("logp_base", "logp_judge", "logp_standard")]
+    assert worked.counts["tokens_scored"] == sum(len(values) for values in logp if values is not None)
     assert worked.counts["without_standard_answer"] == 1
 
 
@@ -218,11 +226,13 @@ def test_contexts_run_as_a_tree_where_the_model_takes_it(
     trees = worker()(full, 0)
     in_trees = sum(runs)
     runs.clear()
-    monkeypatch.setattr("nlft_ray.stages.score.scorer.takes_trees", lambda model: False)
+    monkeypatch.setattr("nlft_ray.stages.score.scorer.start_packing", lambda model: False)
     padded = worker()(full, 0)
     assert in_trees < 0.85 * sum(runs), "the questions run once"
-    assert "padded_passes" not in trees.counts
-    assert padded.counts["padded_passes"] == padded.counts["forward_passes"]
+    assert trees.tokens == trees.counts["tokens_run"] == in_trees
+    assert 0 < padded.tokens < sum(runs), "padding is not counted"
+    assert "padded_contexts" not in trees.counts
+    assert padded.counts["padded_contexts"] == padded.counts["contexts"]
     for with_trees, plain in zip(trees.table.to_pylist(), padded.table.to_pylist(), strict=True):
         for column in ("logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"):
             if plain[column] is not None:
@@ -252,10 +262,12 @@ def test_the_stage_scores_resumes_and_is_not_run_twice(tmp_path: Path, random_ll
     parts[1].unlink()
     parts[2].write_bytes(b"half a file")
     (tmp_path / "a" / "manifest.json").unlink()
+    (tmp_path / "a" / UNFINISHED / "of a killed actor").mkdir(parents=True)
     before = read_table_of(parts[3])
     assert nlft_ray.score(again).manifest.rows_out == 60
     assert parts[0].stat().st_mtime_ns == kept, "finished work is not done again"
     assert read_table_of(parts[3]) == before
+    assert not (tmp_path / "a" / UNFINISHED).exists()
     assert set(read_table(tmp_path / "a")) == {row["id"] for row in rows}
     with pytest.raises(UserError, match="hidden_window: 8 → 4"):
         nlft_ray.score(again.model_copy(update={"hidden_window": 4}))

@@ -16,7 +16,7 @@ def score(config: ScoreConfig) -> StageResult:
         UserError: see `run_table_stage`.
     """
     result = run_table_stage(config, stage="score", reads="examples", writes="scored", make_worker=_make_worker)
-    if not result.reused and result.manifest.counts.get("padded_passes"):
+    if not result.reused and result.manifest.counts.get("padded_contexts"):
         log(
             "score: this model mixes rows that stand one after another, so they were padded, and what a row's contexts "
             "share ran for each: that takes longer, the values are the same."
@@ -25,7 +25,7 @@ def score(config: ScoreConfig) -> StageResult:
 
 
 def _make_worker(config: ScoreConfig) -> Worker:
-    from nlft_ray.stages.score.kept import KeptBatches  # with torch and transformers: in actors alone
+    from nlft_ray.stages.score.finished_batches import FinishedBatches  # with torch and transformers: in actors alone
     from nlft_ray.stages.score.worker import ScoreWorker
 
-    return ScoreWorker(config, KeptBatches(Folder(config.output) / UNFINISHED))
+    return ScoreWorker(config, FinishedBatches(Folder(config.output) / UNFINISHED))

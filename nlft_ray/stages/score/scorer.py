@@ -1,23 +1,27 @@
-"""Forward passes over prompts and responses: log-probabilities and hidden-state geometry of the response tokens."""
+"""Forward passes over prompts and responses: log-probabilities and hidden-state geometry of the response tokens.
 
-from collections.abc import Sequence
+A row's contexts share the question, so they run as a tree: what its prompts have in common is the trunk, the rest of
+each prompt with the response a branch. The trees of a batch stand one after another in a single sequence
+(`models.packing`). Where the model does not take that, every context is padded and runs by itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
-from nlft_ray.models.packing import moved
-from nlft_ray.stages.score.head import ResponseLogits, token_facts
-from nlft_ray.stages.score.passes import Context, ScoringRow, fill, lengths, pack
-from nlft_ray.stages.score.prefix import PrefixStates
-from nlft_ray.stages.score.trees import Forest, Tree, takes_trees
+from nlft_ray.models.abilities import start_packing, stores_prefixes
+from nlft_ray.models.packing import PackedTexts, moved
+from nlft_ray.models.prefix_states import PrefixStates
+from nlft_ray.stages.score.contexts import Context, ScoringRow
+from nlft_ray.stages.score.response_head import ResponseHead
 
 Array = NDArray[Any]
 
@@ -27,7 +31,7 @@ _SORTED = 16  # passes among which padded texts are sorted by length
 
 
 @dataclass(frozen=True)
-class PassFacts:
+class ContextFacts:
     """Facts about the n response tokens of one row under one context."""
 
     logp: Array  # (n,) float32
@@ -37,24 +41,49 @@ class PassFacts:
     hidden_cos: Array | None = None  # (n, K) float32
 
 
+@dataclass(frozen=True)
+class Tree:
+    """A row's prompts, which share their beginning, each followed by the response. Nothing of a branch is empty."""
+
+    trunk: list[int]
+    rests: dict[Context, list[int]]  # what each prompt adds to the trunk
+    response_ids: list[int]
+
+    def __len__(self) -> int:
+        """Tokens that run: a response's last token predicts nothing that is asked for."""
+        return len(self.trunk) + sum(len(rest) + len(self.response_ids) - 1 for rest in self.rests.values())
+
+
 @dataclass(frozen=True, eq=False)
-class Pass:
+class ScoringBatch:
+    """Rows that are scored by themselves, whatever else is scored."""
+
+    rows: Sequence[ScoringRow]
+    prefixes: Mapping[Context, list[int]]
+    """What all prompts of a context begin with here: it runs once, and its states are stored. May be empty."""
+    trees: Sequence[Tree]
+    """What remains to run of each row; empty where contexts are padded."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run, apart from prefixes and padding."""
+        if self.trees:
+            return sum(map(len, self.trees))
+        return sum(
+            length - len(self.prefixes[context]) for row in self.rows for context, length in row.lengths().items()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
     """(B, T) tokens that run at once, with N response tokens among them, response after response."""
 
+    prefix: list[int]  # what has run before
     inputs: dict[str, Any]  # arguments of the model's forward
     keep: torch.Tensor  # (B, T) bool, the positions that predict response tokens
     targets: torch.Tensor  # (N,) int64, the response tokens
-    counts: list[int]  # how many of them each response has
-    contexts: list[Context]  # which each response stands under
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Rows that run by themselves, whatever else is scored."""
-
-    rows: Sequence[ScoringRow]
-    prefix: Sequence[int]  # tokens that have run before, of which every prompt of these rows is a continuation
-    trees: Sequence[Tree]  # of each row, what remains to run; empty where the model takes none
+    responses: list[tuple[int, Context]]  # the row of the batch, and the context, of each response
+    counts: list[int]  # how many of the N tokens each response has
 
 
 class Scorer:
@@ -66,89 +95,136 @@ class Scorer:
         kind = "cpu" if model.device.type == "cpu" else "gpu"
         self._max_tokens = max_tokens_per_batch or USUAL_MAX_TOKENS_PER_BATCH[kind]
         self._window = hidden_window
+        self._stores_prefixes = stores_prefixes(model)
         self._prefix_states = PrefixStates(model)
-        self._response_logits = ResponseLogits(model)
-        self.takes_trees = takes_trees(model)
+        self._head = ResponseHead(model)
+        self.packs = start_packing(model)
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
 
-    @torch.inference_mode()
-    def batches(self, rows: Sequence[ScoringRow]) -> list[Batch]:
-        """The rows in their order, in batches: of one pass, or of some padded ones where the model takes no trees."""
-        if not self.takes_trees:
-            tokens = [sum(lengths(row).values()) for row in rows]
-            return [Batch(rows[batch], [], []) for batch in fill(tokens, _SORTED * self._max_tokens)]
+    def batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
+        """The rows in their order, in batches: of one pass, or of some padded ones."""
+        return self._batches_of_trees(rows) if self.packs else self._padded_batches(rows)
+
+    def _batches_of_trees(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
-        prefix = self._stored(trunks)
-        stored = len(prefix)
+        prefix = _common_prefix(trunks)
         trees = [
-            Tree(trunk[stored:], [(prompt[len(trunk) :], row.response_ids) for prompt in row.prompts.values()])
+            Tree(
+                trunk=trunk[len(prefix) :],
+                rests={context: prompt[len(trunk) :] for context, prompt in row.prompts.items()},
+                response_ids=row.response_ids,
+            )
             for row, trunk in zip(rows, trunks, strict=True)
         ]
-        batches = fill([len(tree) for tree in trees], self._max_tokens)
-        return [Batch(rows[batch], prefix, trees[batch]) for batch in batches]
+        prefixes: dict[Context, list[int]] = dict.fromkeys(get_args(Context), prefix)
+        slices = fill([len(tree) for tree in trees], self._max_tokens)
+        return [ScoringBatch(rows[part], prefixes, trees[part]) for part in slices]
+
+    def _padded_batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
+        tokens = [sum(row.lengths().values()) for row in rows]
+        slices = fill(tokens, _SORTED * self._max_tokens)
+        return [ScoringBatch(rows[part], self._prefixes(rows[part]), []) for part in slices]
+
+    def _prefixes(self, rows: Sequence[ScoringRow]) -> dict[Context, list[int]]:
+        """What the prompts of each context that these rows need begin with."""
+        prefixes: dict[Context, list[int]] = {}
+        for context in get_args(Context):
+            prompts = [row.prompts[context] for row in rows if context in row.prompts]
+            if prompts:
+                prefixes[context] = _common_prefix(prompts) if self._stores_prefixes else []
+        return prefixes
 
     @torch.inference_mode()
-    def score(self, batch: Batch) -> list[dict[Context, PassFacts]]:
+    def score(self, batch: ScoringBatch) -> list[dict[Context, ContextFacts]]:
         """Facts of every row of a batch under each of its contexts."""
-        if not batch.trees:
-            return self._score_alone(batch.rows)
-        facts = iter(self._run(_forest_pass(batch), self._prefix_states(batch.prefix)))
-        return [{context: next(facts) for context in row.prompts} for row in batch.rows]
+        facts: list[dict[Context, ContextFacts]] = [{} for _ in batch.rows]
+        for forward_pass in [_forest_pass(batch)] if batch.trees else self._padded_passes(batch):
+            for (row, context), some in zip(forward_pass.responses, self._run(forward_pass), strict=True):
+                facts[row][context] = some
+        return facts
 
-    def _score_alone(self, rows: Sequence[ScoringRow]) -> list[dict[Context, PassFacts]]:
-        """Context after context, each response behind its own prompt."""
-        found: list[dict[Context, PassFacts]] = [{} for _ in rows]
-        for context in get_args(Context):
-            needing = [index for index, row in enumerate(rows) if context in row.prompts]
-            passes = [(rows[index].prompts[context], rows[index].response_ids) for index in needing]
-            for index, facts in zip(needing, self._score_padded(passes, context), strict=True):
-                found[index][context] = facts
-        return found
+    def _padded_passes(self, batch: ScoringBatch) -> Iterator[ForwardPass]:
+        """Context after context, texts of similar length together."""
+        for context, prefix in batch.prefixes.items():
+            responses = [(index, context) for index, row in enumerate(batch.rows) if context in row.prompts]
+            lengths = [batch.rows[index].lengths()[context] - len(prefix) for index, _ in responses]
+            for part in pack(lengths, self._max_tokens):
+                yield _padded_pass(batch, [responses[number] for number in part], prefix, self._pad_id)
 
-    def _score_padded(self, passes: list[tuple[list[int], list[int]]], context: Context) -> list[PassFacts]:
-        """Facts of (prompt ids, response ids) under one context, for models that take no trees."""
-        prefix = self._stored([prompt for prompt, _ in passes])
-        states, stored = self._prefix_states(prefix), len(prefix)
-        found: dict[int, PassFacts] = {}
-        for indices in pack([len(prompt) - stored + len(response) for prompt, response in passes], self._max_tokens):
-            batch = _padded_pass([passes[index] for index in indices], stored, context, self._pad_id)
-            found.update(zip(indices, self._run(batch, states), strict=True))
-        return [found[index] for index in range(len(passes))]
-
-    def _stored(self, prompts: list[list[int]]) -> list[int]:
-        """What all prompts begin with, where the model can store it; else nothing."""
-        prefix = _common_prefix(prompts)
-        return [] if self._prefix_states(prefix) is None else prefix
-
-    def _run(self, batch: Pass, states: Cache | None) -> list[PassFacts]:
-        """Facts of the pass's responses."""
-        inputs = moved(batch.inputs, self._model.device) | {"past_key_values": states, "use_cache": states is not None}
-        responses = self._response_logits(inputs, batch.keep, batch.counts)
-        found: list[PassFacts] = []
-        for context, targets, (hidden, logits) in zip(
-            batch.contexts, batch.targets.split(batch.counts), responses, strict=True
-        ):
-            facts = token_facts(logits, targets, context in _TOP)
+    def _run(self, forward_pass: ForwardPass) -> list[ContextFacts]:
+        """Facts of each response of the pass."""
+        stored = self._prefix_states.get(forward_pass.prefix)
+        inputs = moved(forward_pass.inputs, self._model.device)
+        inputs |= {"past_key_values": stored, "use_cache": stored is not None}
+        states = self._head.states(inputs, forward_pass.keep).split(forward_pass.counts)
+        targets = forward_pass.targets.split(forward_pass.counts)
+        facts = []
+        for (_, context), own_states, own_targets in zip(forward_pass.responses, states, targets, strict=True):
+            values = self._head.token_facts(own_states, own_targets, with_top=context in _TOP)
             if context in _GEOMETRY:
-                facts["hidden_norm"], facts["hidden_cos"] = hidden_geometry(hidden, self._window)
-            found.append(PassFacts(**{name: values.cpu().numpy() for name, values in facts.items()}))
-        return found
+                values["hidden_norm"], values["hidden_cos"] = hidden_geometry(own_states.hidden, self._window)
+            facts.append(ContextFacts(**{name: value.cpu().numpy() for name, value in values.items()}))
+        return facts
 
 
 def _common_prefix(prompts: list[list[int]]) -> list[int]:
     return prompts[0][: common_prefix_length(prompts)] if prompts else []
 
 
-def _forest_pass(batch: Batch) -> Pass:
-    """The trees of rows, without padding."""
-    forest = Forest.of(batch.trees, len(batch.prefix))
-    contexts = [context for row in batch.rows for context in row.prompts]
-    counts = [len(row.response_ids) for row in batch.rows for _ in row.prompts]
-    return Pass(forest.texts.inputs(), forest.keep_mask(), torch.tensor(forest.targets), counts, contexts)
+def _forest_pass(batch: ScoringBatch) -> ForwardPass:
+    """The trees of a batch in one sequence, without padding."""
+    prefix = batch.prefixes["base"]  # the same for all contexts
+    texts = PackedTexts(stored=len(prefix))
+    positions: list[int] = []
+    targets: list[int] = []
+    responses: list[tuple[int, Context]] = []
+    for index, tree in enumerate(batch.trees):
+        trunk = texts.append(tree.trunk, texts.beginning) if tree.trunk else texts.beginning
+        for context, rest in tree.rests.items():
+            texts.append([*rest, *tree.response_ids[:-1]], trunk)
+            end = len(texts.ids)
+            positions.extend(range(end - len(tree.response_ids), end))
+            targets.extend(tree.response_ids)
+            responses.append((index, context))
+    keep = torch.zeros(1, len(texts.ids), dtype=torch.bool).index_fill_(1, torch.tensor(positions), True)
+    counts = [len(batch.trees[index].response_ids) for index, _ in responses]
+    return ForwardPass(prefix, texts.inputs(), keep, torch.tensor(targets), responses, counts)
 
 
-def _padded_pass(passes: list[tuple[list[int], list[int]]], stored: int, context: Context, pad_id: int) -> Pass:
+def _padded_pass(
+    batch: ScoringBatch, responses: list[tuple[int, Context]], prefix: list[int], pad_id: int
+) -> ForwardPass:
     """Prompts with responses, padded at the right: causal attention never looks there, and a mask would cost time."""
-    batch = pad_batch([(prompt[stored:] + response, len(prompt) - stored) for prompt, response in passes], pad_id)
-    counts = [len(response) for _, response in passes]
-    return Pass({"input_ids": batch.input_ids}, batch.keep, batch.targets, counts, [context] * len(passes))
+    texts = []
+    for index, context in responses:
+        row, stored = batch.rows[index], len(prefix)
+        texts.append((row.prompts[context][stored:] + row.response_ids, len(row.prompts[context]) - stored))
+    padded = pad_batch(texts, pad_id)
+    counts = [len(batch.rows[index].response_ids) for index, _ in responses]
+    return ForwardPass(prefix, {"input_ids": padded.input_ids}, padded.keep, padded.targets, responses, counts)
+
+
+def pack(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, each of at most `max_tokens` padded tokens (or a single text)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        # sorted upwards, so the newcomer is the longest text of its batch
+        if batches and lengths[index] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def fill(lengths: list[int], max_tokens: int) -> list[slice]:
+    """Neighbours in batches of at most `max_tokens` tokens (or a single text)."""
+    batches: list[slice] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if batches and length <= room:
+            batches[-1] = slice(batches[-1].start, index + 1)
+        else:
+            batches.append(slice(index, index + 1))
+            room = max_tokens
+        room -= length
+    return batches

@@ -1,5 +1,6 @@
 """Scores a table of examples, in this process."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -7,27 +8,34 @@ import pyarrow as pa
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.loading import end_of_turn_id, load_model, load_tokenizer, max_length
-from nlft_ray.stages.score.kept import KeptBatches
-from nlft_ray.stages.score.passes import Context, RowBuilder, ScoringRow, lengths
-from nlft_ray.stages.score.scorer import Batch, PassFacts, Scorer
+from nlft_ray.stages.score.contexts import Context, RowBuilder, ScoringRow
+from nlft_ray.stages.score.finished_batches import FinishedBatches
+from nlft_ray.stages.score.scorer import ContextFacts, Scorer, ScoringBatch
 from nlft_ray.tables.schema import SCORED, problem_with_example
 
 
 class ScoreWorker:
-    """Two forward passes for a correct response, three for an incorrect one, no gradient."""
+    """Facts about each response under its contexts: two for a correct one, three for an incorrect one. No gradient.
+
+    Its counts: `contexts`, of all rows. `tokens_scored`, response tokens times contexts, each of which has got a
+    log-probability. `tokens_run`, the tokens that gave them: what a row's contexts share runs once, a beginning that
+    all rows share once for the table. Padding is not counted, nor what a kill made run twice. `padded_contexts`, those
+    that ran by themselves because the model does not take several texts in one sequence.
+    """
 
     schema = SCORED
 
-    def __init__(self, config: ScoreConfig, kept: KeptBatches | None = None):
+    def __init__(self, config: ScoreConfig, finished: FinishedBatches | None = None):
+        """`finished` keeps batches over a kill; without it, none are kept."""
         self._config = config
-        self._kept = kept
+        self._finished = finished
         tokenizer = load_tokenizer(config.model)
         end_of_turn = end_of_turn_id(tokenizer, config.model)
         self._max_length = max_length(config.model)
         self._build = RowBuilder(tokenizer, config.prompts, end_of_turn)
         self._scorer = Scorer(
             load_model(config.model, spread=True),
-            pad_id=end_of_turn,  # masked, so any id will do
+            pad_id=end_of_turn,  # never read, so any id will do
             max_tokens_per_batch=config.max_tokens_per_batch,
             hidden_window=config.hidden_window,
         )
@@ -37,44 +45,57 @@ class ScoreWorker:
         rejects: list[tuple[Any, str]] = []
         truncated = 0
         for example in table.to_pylist():
-            problem = problem_with_example(example)
-            if problem is None:
-                row = self._build(example)
-                fitted = self._fit(row)
-                if fitted is not None:
-                    rows.append(fitted)
-                    truncated += len(fitted.response_ids) < len(row.response_ids)
-                    continue
-                found = ", ".join(f"{context} {length}" for context, length in lengths(row).items())
-                problem = f"too long: {found} tokens; the model takes {self._max_length}"
-            rejects.append((example, problem))
+            row = problem_with_example(example) or self._build(example)
+            fitted = row if isinstance(row, str) else self._fit(row)
+            if isinstance(fitted, str):
+                rejects.append((example, fitted))
+            else:
+                rows.append(fitted)
+                truncated += fitted is not row
         batches = self._scorer.batches(rows)
-        tables = self._kept(batches, self._scored) if self._kept else map(self._scored, batches)
+        counts = _counts(rows) | {"truncated": truncated, "tokens_run": _tokens_run(batches)}
+        if not self._scorer.packs:
+            counts["padded_contexts"] = counts["contexts"]
         return WorkResult(
-            pa.concat_tables([self.schema.empty_table(), *tables]),
+            pa.concat_tables([self.schema.empty_table(), *self._tables(batches)]),
             rejects,
-            tokens=sum(sum(lengths(row).values()) for row in rows),
-            counts=_counts(rows) | {"truncated": float(truncated)} | self._padded_passes(rows),
+            tokens=counts["tokens_run"],
+            counts={name: float(count) for name, count in counts.items()},
         )
 
-    def _scored(self, batch: Batch) -> pa.Table:
-        rows = [_scored_row(row, facts) for row, facts in zip(batch.rows, self._scorer.score(batch), strict=True)]
-        return pa.Table.from_pylist(rows, schema=self.schema)
-
-    def _padded_passes(self, rows: list[ScoringRow]) -> dict[str, float]:
-        return {} if self._scorer.takes_trees else {"padded_passes": float(sum(len(row.prompts) for row in rows))}
-
-    def _fit(self, row: ScoringRow) -> ScoringRow | None:
-        """The row if it fits the model in every context; else cut at its end, where that was asked for."""
+    def _fit(self, row: ScoringRow) -> ScoringRow | str:
+        """The row if it fits the model in every context, or cut at its end where that was asked for; else why not."""
         room = self._max_length - max(len(prompt) for prompt in row.prompts.values())
         if len(row.response_ids) <= room:
             return row
         if self._config.too_long == "reject" or room < 1:
-            return None
+            lengths = ", ".join(f"{context} {length}" for context, length in row.lengths().items())
+            return f"too long: {lengths} tokens; the model takes {self._max_length}"
         return ScoringRow(row.id, row.verdict, row.prompts, row.response_ids[:room], row.standard_ids)
 
+    def _tables(self, batches: Sequence[ScoringBatch]) -> list[pa.Table]:
+        """The scored rows of each batch, those that are finished as they are."""
+        if self._finished is None:
+            return [self._score(batch) for batch in batches]
+        self._finished.begin([row.id for batch in batches for row in batch.rows])
+        tables = []
+        for batch in batches:
+            table = self._finished.get(batch)
+            if table is None:
+                self._finished.write_when_due()
+                table = self._score(batch)
+                self._finished.add(batch, table)
+            tables.append(table)
+        self._finished.wait()
+        return tables
 
-def _scored_row(row: ScoringRow, facts: dict[Context, PassFacts]) -> dict[str, Any]:
+    def _score(self, batch: ScoringBatch) -> pa.Table:
+        facts = self._scorer.score(batch)
+        rows = [_scored_row(row, of_row) for row, of_row in zip(batch.rows, facts, strict=True)]
+        return pa.Table.from_pylist(rows, schema=self.schema)
+
+
+def _scored_row(row: ScoringRow, facts: dict[Context, ContextFacts]) -> dict[str, Any]:
     base, judge, standard = facts["base"], facts.get("judge"), facts.get("standard")
     assert base.hidden_cos is not None
     return {
@@ -93,11 +114,17 @@ def _scored_row(row: ScoringRow, facts: dict[Context, PassFacts]) -> dict[str, A
     }
 
 
-def _counts(rows: list[ScoringRow]) -> dict[str, float]:
+def _counts(rows: Sequence[ScoringRow]) -> dict[str, int]:
     return {
-        "correct": float(sum(row.verdict == "correct" for row in rows)),
-        "incorrect": float(sum(row.verdict == "incorrect" for row in rows)),
-        "without_standard_answer": float(sum("standard" not in row.prompts for row in rows)),
-        "response_tokens": float(sum(len(row.response_ids) for row in rows)),
-        "forward_passes": float(sum(len(row.prompts) for row in rows)),
+        "correct": sum(row.verdict == "correct" for row in rows),
+        "incorrect": sum(row.verdict == "incorrect" for row in rows),
+        "without_standard_answer": sum("standard" not in row.prompts for row in rows),
+        "response_tokens": sum(len(row.response_ids) for row in rows),
+        "contexts": sum(len(row.prompts) for row in rows),
+        "tokens_scored": sum(len(row.response_ids) * len(row.prompts) for row in rows),
     }
+
+
+def _tokens_run(batches: Sequence[ScoringBatch]) -> int:
+    prefixes = {tuple(prefix) for batch in batches for prefix in batch.prefixes.values()}
+    return sum(batch.tokens for batch in batches) + sum(map(len, prefixes))

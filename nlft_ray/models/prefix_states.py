@@ -1,6 +1,7 @@
-"""What the rows' prompts begin with in common runs through the model once; causal attention makes it the same whatever
-follows. It is their instruction, which often holds hundreds of tokens of examples: its keys and values are computed
-once and read by every batch after it.
+"""Keys and values of what prompts begin with in common, computed once.
+
+Causal attention makes them the same whatever follows. The beginning is often an instruction of hundreds of tokens of
+examples: it runs through the model once and is read by every batch after it.
 """
 
 from collections import OrderedDict
@@ -11,36 +12,31 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from nlft_ray.models.packing import keeps_every_token
-
-_KEPT = 4  # prefixes at once: one for each context, and one more
+_PREFIXES_AT_ONCE = 4  # one for each context, and one more
 
 
 class PrefixStates:
-    """Keys and values of the prefixes seen last, for one model."""
+    """Keys and values of the prefixes seen last, for one model that `abilities.stores_prefixes`."""
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        self._kept: OrderedDict[tuple[int, ...], Cache | None] = OrderedDict()
+        self._states: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
 
-    def __call__(self, prefix: Sequence[int]) -> Cache | None:
-        """States to hand to a forward pass of what follows; None where there is no prefix, or the model keeps
-        something else than keys and values of every token (a sliding window, a recurrent state)."""
+    def get(self, prefix: Sequence[int]) -> Cache | None:
+        """States to hand to a forward pass over what follows the prefix; None where the prefix is empty."""
         if not prefix:
             return None
         key = tuple(prefix)
-        if key not in self._kept:
-            self._kept[key] = self._compute(prefix)
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        if key not in self._states:
+            self._states[key] = self._compute(prefix)
+            if len(self._states) > _PREFIXES_AT_ONCE:
+                self._states.popitem(last=False)
+        self._states.move_to_end(key)
+        return self._states[key]
 
-    def _compute(self, prefix: Sequence[int]) -> Cache | None:
+    def _compute(self, prefix: Sequence[int]) -> Cache:
         input_ids = torch.tensor([list(prefix)], device=self._model.device)
         computed = self._model.base_model(input_ids=input_ids, use_cache=True).past_key_values
-        if not keeps_every_token(computed):
-            return None
         shared = DynamicCache()
         shared.layers = [_ReadOnlyLayer(layer) for layer in computed.layers]
         return shared
@@ -56,8 +52,9 @@ class _ReadOnlyLayer(DynamicLayer):
         super().__init__()
         assert computed.keys is not None
         assert computed.values is not None
-        self.lazy_initialization(computed.keys, computed.values)
         self.keys, self.values = computed.keys, computed.values
+        self.dtype, self.device = computed.keys.dtype, computed.keys.device
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object

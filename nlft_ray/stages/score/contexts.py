@@ -1,4 +1,4 @@
-"""What must run through the model for a row: its response behind the prompt of each context it needs.
+"""What runs through the model for a row: its response behind the prompt of each context it needs.
 
 A correct response needs two contexts (base, standard), an incorrect one three; without a standard answer one fewer.
 """
@@ -23,6 +23,10 @@ class ScoringRow:
     prompts: dict[Context, list[int]]
     response_ids: list[int]  # n tokens, the end-of-turn token included where the model wrote one
     standard_ids: list[int] | None
+
+    def lengths(self) -> dict[Context, int]:
+        """Tokens of prompt and response under each context."""
+        return {context: len(prompt) + len(self.response_ids) for context, prompt in self.prompts.items()}
 
 
 class RowBuilder:
@@ -50,34 +54,3 @@ class RowBuilder:
 
     def _text_ids(self, text: str) -> list[int]:
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._end_of_turn]
-
-
-def lengths(row: ScoringRow) -> dict[Context, int]:
-    """Tokens of prompt and response under each context."""
-    return {context: len(prompt) + len(row.response_ids) for context, prompt in row.prompts.items()}
-
-
-def pack(sizes: list[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar length, each of at most `max_tokens` padded tokens (or a single row)."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
-        # sorted upwards, so the newcomer is the longest row of its batch
-        if batches and sizes[index] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
-def fill(sizes: list[int], max_tokens: int) -> list[slice]:
-    """Neighbours in batches of at most `max_tokens` tokens (or a single row)."""
-    batches: list[slice] = []
-    room = 0
-    for index, size in enumerate(sizes):
-        if batches and size <= room:
-            batches[-1] = slice(batches[-1].start, index + 1)
-        else:
-            batches.append(slice(index, index + 1))
-            room = max_tokens
-        room -= size
-    return batches

@@ -1,0 +1,77 @@
+"""The LM head over response tokens, a piece at a time: nothing of the size tokens × vocabulary exists."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from nlft_ray.models.abilities import hidden_and_logits, only_the_head_follows
+
+_LOGITS_AT_A_TIME = 256  # response tokens: fewer would make the product with the head's weights slow
+_FLOAT32_BYTES = {"cpu": 2**21, "gpu": 2**28}  # of logits at a time, which should fit a CPU's cache
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseStates:
+    """What a forward pass leaves at the N positions that predict response tokens."""
+
+    hidden: Tensor
+    """(N, d) hidden states, which the LM head reads."""
+    logits: Tensor | None
+    """(N, V) where the model's own logits are more than its head of these states; else not made yet."""
+
+    def split(self, counts: list[int]) -> list["ResponseStates"]:
+        """The parts of several responses, of so many tokens each."""
+        logits = [None] * len(counts) if self.logits is None else self.logits.split(counts)
+        return [ResponseStates(*parts) for parts in zip(self.hidden.split(counts), logits, strict=True)]
+
+
+class ResponseHead:
+    """Runs a model up to its LM head, and the head where response tokens are predicted."""
+
+    def __init__(self, model: PreTrainedModel):
+        self._model = model
+        self._head: torch.nn.Module = model.get_output_embeddings()
+        self._only_head_follows = only_the_head_follows(model)
+
+    def states(self, inputs: dict[str, Any], keep: Tensor) -> ResponseStates:
+        """A forward pass.
+
+        Args:
+            inputs: arguments of the model's forward over (B, T) tokens.
+            keep: (B, T) bool, the N positions that predict response tokens.
+        """
+        if self._only_head_follows:
+            hidden = self._model.base_model(**inputs).last_hidden_state
+            return ResponseStates(hidden[keep.to(hidden.device)], None)
+        hidden, logits = hidden_and_logits(self._model, inputs)
+        return ResponseStates(hidden[keep.to(hidden.device)], logits[keep.to(logits.device)])
+
+    def token_facts(self, states: ResponseStates, targets: Tensor, *, with_top: bool) -> dict[str, Tensor]:
+        """log p of the n target tokens; with `with_top` also the most probable token at each place.
+
+        Returns:
+            logp (n,) float32; top (n,) int32 and top_logp (n,) float32.
+        """
+        pieces: list[dict[str, Tensor]] = []
+        for start in range(0, len(targets), _LOGITS_AT_A_TIME):
+            part = slice(start, start + _LOGITS_AT_A_TIME)
+            logits = self._head(states.hidden[part]) if states.logits is None else states.logits[part]
+            wanted = targets[part].to(logits.device)
+            rows = max(1, _FLOAT32_BYTES["cpu" if logits.device.type == "cpu" else "gpu"] // (4 * logits.shape[1]))
+            pieces += [_facts(*piece, with_top) for piece in zip(logits.split(rows), wanted.split(rows), strict=True)]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _facts(logits: Tensor, targets: Tensor, with_top: bool) -> dict[str, Tensor]:
+    scores = logits.float()
+    facts = {"logp": -cross_entropy(scores, targets, reduction="none")}
+    if with_top:
+        top = scores.max(dim=-1)
+        chosen = scores.gather(1, targets[:, None])[:, 0]
+        facts["top"] = top.indices.to(torch.int32)
+        facts["top_logp"] = (facts["logp"] + (top.values - chosen)).clamp_max(0)
+    return facts
