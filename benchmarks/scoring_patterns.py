@@ -76,7 +76,6 @@ def _ours(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, An
     measure = _measured(work, lambda: worker(few, seed=0), model)
     assert worked is not None
     measure["tokens"] = sum(sum(row.lengths().values()) for row in _scoring_rows(config, rows))
-    assert worked.tokens == count["tokens_run"] - count["padding"]
     return measure | count | _sizes(model) | {"matmul_flops": matmul_rate(model.dtype, model.device)}
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 
 def predicting_positions(response_start: int, n: int) -> range:
-    """The n positions whose logits predict the response tokens: token t stands at response_start + t, and the
-    position before it predicts it.
+    """The n positions whose logits predict the response tokens.
+
+    Token t stands at response_start + t, and the position before it predicts it.
 
     Raises:
         ValueError: response_start < 1 or n < 1.

@@ -25,9 +25,9 @@ def final_answer(text: str) -> str | None:
     numbers = list(_NUMBER.finditer(tail.replace("\N{MINUS SIGN}", "-")))
     if not numbers:
         return None
-    found = numbers[0] if marker else numbers[-1]
-    sign = "-" if "-" in (found["sign"], found["inner"]) else ""
-    return sign + found["number"].replace(",", "") + (found["over"] or "")
+    answer = numbers[0] if marker else numbers[-1]
+    sign = "-" if "-" in (answer["sign"], answer["inner"]) else ""
+    return sign + answer["number"].replace(",", "") + (answer["over"] or "")
 
 
 def answers_agree(response: str, standard_answer: str) -> bool:
@@ -35,9 +35,9 @@ def answers_agree(response: str, standard_answer: str) -> bool:
 
     False where either has no final answer. A standard answer without a number needs a verifier of its own.
     """
-    given, wanted = final_answer(response), final_answer(standard_answer)
-    if given is None or wanted is None:
+    answer, reference = final_answer(response), final_answer(standard_answer)
+    if answer is None or reference is None:
         return False
-    if "/" in given or "/" in wanted:
-        return given == wanted
-    return Decimal(given) == Decimal(wanted)
+    if "/" in answer or "/" in reference:
+        return answer == reference
+    return Decimal(answer) == Decimal(reference)

@@ -7,8 +7,10 @@ _SHORTEST_WORTH_IT = 16
 
 
 def common_prefix_length(prompts: Sequence[list[int]]) -> int:
-    """Number of tokens that all prompts begin with, short of every prompt's last: that one predicts the response's
-    first. 0 where there are too few to be worth it."""
+    """Number of tokens that all prompts begin with; 0 where there are too few to be worth it.
+
+    It stays short of every prompt's last token, which predicts the response's first.
+    """
     if not prompts:
         return 0
     lowest, highest = min(prompts), max(prompts)  # in dictionary order: what these two share, all share

@@ -34,25 +34,25 @@ def local_copy(folder: Folder, patterns: Sequence[str]) -> Path:
     copy = COPIES / f"{folder.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     if copy.is_dir():
         return copy
-    with _alone(copy.with_name(f"{copy.name}.lock")):
+    with _locked(copy.with_name(f"{copy.name}.lock")):
         if not copy.is_dir():  # nobody else was quicker
             _fill(copy, folder, [info.base_name for info in files])
     return copy
 
 
 def _fill(copy: Path, folder: Folder, names: Sequence[str]) -> None:
-    """The folder shows under its name when it is whole. What a killed process had begun goes."""
+    """Copy files into a folder that shows under its name when it is whole. What a killed process left of it goes."""
     for left in copy.parent.glob(f".{copy.name}.*"):
         shutil.rmtree(left)
-    begun = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
-    begun.mkdir()
-    folder.download(names, begun)
-    begun.rename(copy)
+    partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
+    partial.mkdir()
+    folder.download(names, partial)
+    partial.rename(copy)
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Held by one process of this machine at a time."""
+def _locked(lock: Path) -> Iterator[None]:
+    """A block that one process of this machine runs at a time."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

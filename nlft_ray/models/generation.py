@@ -1,7 +1,7 @@
 """What a model writes when it is prompted: batched generation in one process. Knows neither tables nor Ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,14 +23,22 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote after a prompt."""
+    """What the model wrote after a prompt, or why it could not."""
 
-    ids: list[int]
+    prompt_tokens: int
+    ids: list[int] = field(default_factory=list)
     """With the end-of-turn token, where the model wrote one."""
-    text: str
+    text: str = ""
     """Without special tokens, and without white space around it."""
-    ended: bool
+    ended: bool = False
     """False where the model was cut off before it ended its turn."""
+    problem: str | None = None
+    """Why there is no completion: the prompt is too long."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that went through the model."""
+        return 0 if self.problem else self.prompt_tokens + len(self.ids)
 
 
 class PromptedModel:
@@ -43,29 +51,38 @@ class PromptedModel:
     def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int):
         self._prompts = prompts
         self._tokenizer = load_tokenizer(model)
-        self.max_length = max_length(model)
+        self._max_length = max_length(model)
         self._generate = Generator(
             load_model(model, spread=True),
             end_of_turn=end_of_turn_id(self._tokenizer, model),
-            max_length=self.max_length,
+            max_length=self._max_length,
             batch_size=batch_size,
         )
 
-    def prompt(self, kind: PromptKind, row: Mapping[str, Any]) -> list[int]:
-        """Token ids of a prompt; it can be completed where it is shorter than `max_length`."""
-        return prompt_ids(self._tokenizer, self._prompts, kind, row)
+    def answer(
+        self, kind: PromptKind, rows: Sequence[Mapping[str, Any]], decoding: Decoding, seed: int
+    ) -> list[Completion]:
+        """A completion of each row's prompt, in order; of one that leaves no room for a token, the problem."""
+        prompts = [prompt_ids(self._tokenizer, self._prompts, kind, row) for row in rows]
+        fitting = [prompt for prompt in prompts if len(prompt) < self._max_length]
+        responses = iter(self._generate(fitting, decoding, seed) if fitting else [])
+        completions = []
+        for prompt in prompts:
+            fits = len(prompt) < self._max_length
+            completions.append(self._completion(prompt, next(responses)) if fits else self._too_long(kind, prompt))
+        return completions
 
-    def complete(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[Completion]:
-        """A completion for each prompt."""
-        written = self._generate(prompts, decoding, seed) if prompts else []
-        return [
-            Completion(
-                ids=ids,
-                text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                ended=ids[-1] in self._generate.ends,
-            )
-            for ids in written
-        ]
+    def _completion(self, prompt: Sequence[int], ids: list[int]) -> Completion:
+        return Completion(
+            prompt_tokens=len(prompt),
+            ids=ids,
+            text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            ended=ids[-1] in self._generate.ends,
+        )
+
+    def _too_long(self, kind: PromptKind, prompt: Sequence[int]) -> Completion:
+        problem = f"too long: a {kind} prompt of {len(prompt)} tokens leaves no room in {self._max_length}"
+        return Completion(prompt_tokens=len(prompt), problem=problem)
 
 
 class Generator:

@@ -139,10 +139,10 @@ def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
                 f"model.path: the tokenizer of {config.path} has no eos token: set model.end_of_turn_token."
             )
         return int(tokenizer.eos_token_id)
-    found = tokenizer.get_vocab().get(config.end_of_turn_token)
-    if found is None:
+    token_id = tokenizer.get_vocab().get(config.end_of_turn_token)
+    if token_id is None:
         raise UserError(f"model.end_of_turn_token: {config.end_of_turn_token!r} is not a token of {config.path}.")
-    return int(found)
+    return int(token_id)
 
 
 def max_length(config: ModelConfig) -> int:
@@ -156,7 +156,7 @@ def max_length(config: ModelConfig) -> int:
 
 
 def model_fingerprint(config: ModelConfig) -> str:
-    """Short hash of configuration and weights. Of large files, 64 blocks spread evenly, so that it takes a second."""
+    """Short hash of configuration and weights, in a second: 64 blocks, spread evenly, stand for a large file."""
     folder = Folder(config.path if "://" in config.path else str(model_folder(config)))
     if not folder.has("config.json"):
         raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")

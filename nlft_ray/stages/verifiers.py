@@ -1,12 +1,34 @@
-"""Find the function that says whether a response is right."""
+"""The function that says whether a response is right, and the questions on which it can."""
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
 
 from nlft_ray.core.answers import Verifier, answers_agree, final_answer
 from nlft_ray.errors import UserError
+from nlft_ray.tables.schema import problem_with_question
+
+Question = dict[str, Any]
 
 
-def problem_with_standard_answer(verifier: str, standard_answer: str | None) -> str | None:
+def usable_questions(table: pa.Table, verifier: str) -> tuple[list[Question], list[tuple[Mapping[str, Any], str]]]:
+    """The questions on whose responses a verdict can be reached, and the others, each with the reason."""
+    usable: list[Question] = []
+    rejects: list[tuple[Mapping[str, Any], str]] = []
+    for question in table.to_pylist():
+        problem = problem_with_question(question) or _problem_with_standard_answer(
+            verifier, question["standard_answer"]
+        )
+        if problem:
+            rejects.append((question, problem))
+        else:
+            usable.append(question)
+    return usable, rejects
+
+
+def _problem_with_standard_answer(verifier: str, standard_answer: str | None) -> str | None:
     """Why no verdict can be reached with this standard answer; None where one can."""
     if not standard_answer:
         return "standard_answer is missing or empty, so no verdict can be reached"
@@ -25,7 +47,7 @@ def load_verifier(name: str) -> Verifier:
         return answers_agree
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        verifier: Verifier = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"verifier: {name} cannot be loaded: {error}") from error
-    return found
+    return verifier

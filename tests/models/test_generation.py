@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nlft_ray.config import ModelConfig
-from nlft_ray.models.generation import Decoding, Generator
+from nlft_ray.config import ModelConfig, PromptConfig
+from nlft_ray.models.generation import Decoding, Generator, PromptedModel
 from nlft_ray.models.loading import load_model, load_tokenizer
 
 PROMPTS = ["What is 2 + 2?", "Hi", "A longer question, to be padded against: how many legs has a millipede?"]
@@ -59,3 +59,17 @@ def test_a_prompt_near_the_limit_gets_what_room_there_is(random_llama: str, prom
     limit = max(map(len, prompts)) + 3
     found = generator(random_llama, max_length=limit)(prompts[2:], Decoding(max_new_tokens=50), seed=0)
     assert len(found[0]) <= 3
+
+
+def test_each_row_gets_its_own_answer_or_the_problem(random_llama: str) -> None:
+    model = PromptedModel(ModelConfig(path=random_llama), PromptConfig(), batch_size=2)
+    rows = [{"question": text} for text in [*PROMPTS[:2], "x" * 600, PROMPTS[2]]]
+    decoding = Decoding(max_new_tokens=12)
+    answers = model.answer("base", rows, decoding, seed=0)
+    long = answers[2]
+    assert long.problem == f"too long: a base prompt of {long.prompt_tokens} tokens leaves no room in 512"
+    assert (long.ids, long.text, long.ended, long.tokens) == ([], "", False, 0)
+    alone = [model.answer("base", [row], decoding, seed=0)[0] for row in rows]
+    assert answers == alone
+    assert all(answer.tokens == answer.prompt_tokens + len(answer.ids) > 0 for answer in answers if not answer.problem)
+    assert model.answer("base", [], decoding, seed=0) == []

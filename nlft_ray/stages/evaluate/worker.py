@@ -6,12 +6,10 @@ import pyarrow as pa
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
-from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.generation import Completion, Decoding, PromptedModel
-from nlft_ray.stages.verifiers import load_verifier, problem_with_standard_answer
-from nlft_ray.tables.schema import PREDICTIONS, problem_with_question
-
-_NOTHING = Completion(ids=[], text="", ended=False)
+from nlft_ray.models.generation import Decoding, PromptedModel
+from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
+from nlft_ray.tables.schema import PREDICTIONS
+from nlft_ray.tables.shards import WorkResult
 
 
 class EvaluateWorker:
@@ -25,36 +23,24 @@ class EvaluateWorker:
         self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
-        asked: list[dict[str, Any]] = []
-        rejects: list[tuple[Any, str]] = []
-        for question in table.to_pylist():
-            problem = problem_with_question(question) or problem_with_standard_answer(
-                self._config.verifier, question["standard_answer"]
-            )
-            if problem:
-                rejects.append((question, problem))
-            else:
-                asked.append(question)
-        prompts = {index: self._model.prompt("base", question) for index, question in enumerate(asked)}
-        fitting = {index: prompt for index, prompt in prompts.items() if len(prompt) < self._model.max_length}
-        written = self._model.complete(list(fitting.values()), Decoding(self._config.max_new_tokens), seed)
-        completions = dict(zip(fitting, written, strict=True))
-        rows = [self._row(question, completions.get(index, _NOTHING)) for index, question in enumerate(asked)]
+        questions, rejects = usable_questions(table, self._config.verifier)
+        completions = self._model.answer("base", questions, Decoding(self._config.max_new_tokens), seed)
+        rows = [self._row(question, answer.text) for question, answer in zip(questions, completions, strict=True)]
         return WorkResult(
             pa.Table.from_pylist(rows, schema=self.schema),
             rejects,
-            tokens=sum(map(len, fitting.values())) + sum(len(completion.ids) for completion in written),
+            tokens=sum(completion.tokens for completion in completions),
             counts={
                 "correct": float(sum(row["correct"] for row in rows)),
-                "too_long": float(len(asked) - len(fitting)),
+                "too_long": float(sum(completion.problem is not None for completion in completions)),
             },
         )
 
-    def _row(self, question: dict[str, Any], completion: Completion) -> dict[str, Any]:
+    def _row(self, question: Question, completion: str) -> dict[str, Any]:
         return {
             "id": question["id"],
             "question": question["question"],
-            "completion": completion.text,
-            "answer": final_answer(completion.text),
-            "correct": self._verify(completion.text, question["standard_answer"]),
+            "completion": completion,
+            "answer": final_answer(completion),
+            "correct": self._verify(completion, question["standard_answer"]),
         }

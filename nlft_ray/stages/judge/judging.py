@@ -24,23 +24,23 @@ class Answer:
     """The judge had more to say than `max_new_tokens`."""
 
 
-def waits(row: Row) -> bool:
+def needs_judgment(row: Row) -> bool:
     """Whether a row lacks a judgment. Correct responses need none, and one that stands there is kept."""
     return row["verdict"] == INCORRECT and not row["judgment"]
 
 
 def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pattern: str) -> WorkResult:
-    """The examples, in the order of `rows`; `answers` holds one for the index of each row that waits.
+    """The examples, in the order of `rows`; `answers` holds one for the index of each row that needs one.
 
     A disputed row is set aside: by its judge the verdict is wrong, so its tokens would be lowered for no reason.
     """
     counts = Counter[str]({"incorrect": sum(row["verdict"] == INCORRECT for row in rows)})
-    kept: list[Row] = []
+    examples: list[Row] = []
     worked = WorkResult(EXAMPLES.empty_table())
     for index, row in enumerate(rows):
         answer = answers.get(index)
         if answer is None:
-            kept.append(row)
+            examples.append(row)
             continue
         judged = {**row, "judgment": answer.judgment}
         if answer.failure:
@@ -53,7 +53,7 @@ def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pa
         else:
             counts["judged"] += 1
             counts["judgments_cut_short"] += answer.cut_short
-            kept.append(judged)
-    worked.table = pa.Table.from_pylist(kept, schema=EXAMPLES)
+            examples.append(judged)
+    worked.table = pa.Table.from_pylist(examples, schema=EXAMPLES)
     worked.counts = {name: float(count) for name, count in counts.items()}
     return worked

@@ -14,7 +14,7 @@ from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.prompts import chat_messages
 from nlft_ray.stages.judge.cache import AnswerCache
 from nlft_ray.stages.judge.chat import ChatServer, RequestFailed
-from nlft_ray.stages.judge.judging import Answer, Row, waits, with_answers
+from nlft_ray.stages.judge.judging import Answer, Row, needs_judgment, with_answers
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import EXAMPLES
 
@@ -46,7 +46,9 @@ class ServerJudge:
         """
         rows: list[Row] = table.to_pylist()
         messages = {
-            index: chat_messages(self._config.prompts, "judging", row) for index, row in enumerate(rows) if waits(row)
+            index: chat_messages(self._config.prompts, "judging", row)
+            for index, row in enumerate(rows)
+            if needs_judgment(row)
         }
         conversation = _Conversation(self._cache, self._server.base_url)
         answers = asyncio.run(self._ask_all(conversation, messages)) if messages else {}
@@ -83,8 +85,8 @@ class ServerJudge:
                 async with slots:
                     return await conversation.answer(ask, self._request(messages[index]))
 
-            found = await asyncio.gather(*(answer(same[0]) for same in indices.values()))
-        return {index: given for same, given in zip(indices.values(), found, strict=True) for index in same}
+            answers = await asyncio.gather(*(answer(same[0]) for same in indices.values()))
+        return {index: shared for same, shared in zip(indices.values(), answers, strict=True) for index in same}
 
 
 class _Conversation:
@@ -96,16 +98,16 @@ class _Conversation:
         self.tokens = 0
 
     async def answer(self, ask: Ask, request: dict[str, Any]) -> Answer:
-        kept_as = {"base_url": self._base_url, **request}
-        found = await asyncio.to_thread(self._cache.get, kept_as)  # in a thread: it may be an object store
-        if found is not None:
+        key = {"base_url": self._base_url, **request}
+        answer = await asyncio.to_thread(self._cache.get, key)  # in a thread: it may be an object store
+        if answer is not None:
             self.counts["cache_hits"] += 1
         else:
             self.counts["requests"] += 1
             try:
-                found = await ask(request)
+                answer = await ask(request)
             except RequestFailed as failure:
                 return Answer(failure=str(failure))
-            self.tokens += found["tokens"]
-            await asyncio.to_thread(self._cache.put, kept_as, found)
-        return Answer(judgment=found["judgment"], cut_short=found["finish_reason"] == "length")
+            self.tokens += answer["tokens"]
+            await asyncio.to_thread(self._cache.put, key, answer)
+        return Answer(judgment=answer["judgment"], cut_short=answer["finish_reason"] == "length")

@@ -8,10 +8,9 @@ import pyarrow as pa
 from nlft_ray.config import SampleConfig
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
-from nlft_ray.stages.verifiers import load_verifier, problem_with_standard_answer
-from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES, problem_with_question
-
-Question = dict[str, Any]
+from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
+from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES
+from nlft_ray.tables.shards import WorkResult
 
 
 class SampleWorker:
@@ -25,38 +24,26 @@ class SampleWorker:
         self._model = PromptedModel(config.model, config.prompts, config.batch_size)
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
-        config = self._config
-        usable, rejects = self._prompts(table)
-        asked = [pair for pair in usable for _ in range(config.responses_per_question)]
+        config, draws = self._config, self._config.responses_per_question
+        questions, rejects = usable_questions(table, config.verifier)
+        asked = [question for question in questions for _ in range(draws)]
         decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p)
-        responses = self._model.complete([prompt for _, prompt in asked], decoding, seed)
+        responses = self._model.answer("base", asked, decoding, seed)
         rows, counts = [], Counter[str]()
-        for number, ((question, _), response) in enumerate(zip(asked, responses, strict=True)):
-            row = self._row(question, number % config.responses_per_question, response)
+        for number, (question, response) in enumerate(zip(asked, responses, strict=True)):
+            draw = number % draws
+            if response.problem:
+                if draw == 0:  # of the question, whatever would be drawn
+                    rejects.append((question, response.problem))
+                continue
+            row = self._row(question, draw, response)
             if not response.text:
                 rejects.append((row, "the model's response is empty"))
                 continue
             rows.append(row)
             counts.update({row["verdict"]: 1, "cut_at_max_new_tokens": not response.ended})
-        tokens = sum(len(prompt) + len(response.ids) for (_, prompt), response in zip(asked, responses, strict=True))
+        tokens = sum(response.tokens for response in responses)
         return WorkResult(pa.Table.from_pylist(rows, schema=self.schema), rejects, tokens, dict(counts))
-
-    def _prompts(self, table: pa.Table) -> tuple[list[tuple[Question, list[int]]], list[tuple[Any, str]]]:
-        """Questions with their prompts, and the questions that cannot be asked."""
-        usable: list[tuple[Question, list[int]]] = []
-        rejects: list[tuple[Any, str]] = []
-        for question in table.to_pylist():
-            problem = problem_with_question(question) or problem_with_standard_answer(
-                self._config.verifier, question["standard_answer"]
-            )
-            prompt = [] if problem else self._model.prompt("base", question)
-            if len(prompt) >= self._model.max_length:
-                problem = f"too long: a prompt of {len(prompt)} tokens leaves no room in {self._model.max_length}"
-            if problem:
-                rejects.append((question, problem))
-            else:
-                usable.append((question, prompt))
-        return usable, rejects
 
     def _row(self, question: Question, draw: int, response: Completion) -> dict[str, Any]:
         several = self._config.responses_per_question > 1

@@ -21,7 +21,7 @@ class ResponseStates:
     hidden: Tensor
     """(N, d) hidden states, which the LM head reads."""
     logits: Tensor | None
-    """(N, V) where the model's own logits are more than its head of these states; else not made yet."""
+    """(N, V) where the model's own logits are more than its head of these states; else None."""
 
     def split(self, counts: list[int]) -> list["ResponseStates"]:
         """The parts of several responses, of so many tokens each."""
@@ -60,9 +60,10 @@ class ResponseHead:
         for start in range(0, len(targets), _LOGITS_AT_A_TIME):
             part = slice(start, start + _LOGITS_AT_A_TIME)
             logits = self._head(states.hidden[part]) if states.logits is None else states.logits[part]
-            wanted = targets[part].to(logits.device)
+            part_targets = targets[part].to(logits.device)
             rows = max(1, _FLOAT32_BYTES["cpu" if logits.device.type == "cpu" else "gpu"] // (4 * logits.shape[1]))
-            pieces += [_facts(*piece, with_top) for piece in zip(logits.split(rows), wanted.split(rows), strict=True)]
+            for piece in zip(logits.split(rows), part_targets.split(rows), strict=True):
+                pieces.append(_facts(*piece, with_top))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

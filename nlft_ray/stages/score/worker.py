@@ -15,18 +15,20 @@ from nlft_ray.tables.schema import SCORED, problem_with_example
 
 
 class ScoreWorker:
-    """Facts about each response under its contexts: two for a correct one, three for an incorrect one. No gradient.
+    """Facts about each response under its contexts: two for a correct one, three for an incorrect one.
 
-    Its counts: `contexts`, of all rows. `tokens_scored`, response tokens times contexts, each of which has got a
-    log-probability. `tokens_run`, the tokens that gave them: what a row's contexts share runs once, a beginning that
-    all rows share once for the table. Padding is not counted, nor what a kill made run twice. `padded_contexts`, those
-    that ran by themselves because the model does not take several texts in one sequence.
+    What it counts, besides rows:
+        contexts: contexts of all rows.
+        tokens_scored: response tokens times contexts; each has got a log-probability.
+        tokens_run: tokens that went through the model for that. What a row's contexts share runs once; a beginning that
+            all rows share is counted once for the table. Neither padding nor what a kill made run twice is counted.
+        padded_contexts: contexts that ran by themselves, since the model takes no several texts in one sequence.
     """
 
     schema = SCORED
 
     def __init__(self, config: ScoreConfig, finished: FinishedBatches | None = None):
-        """`finished` keeps batches over a kill; without it, none are kept."""
+        """`finished` keeps batches over a kill; without it, the whole table is scored again."""
         self._config = config
         self._finished = finished
         tokenizer = load_tokenizer(config.model)
@@ -91,7 +93,7 @@ class ScoreWorker:
 
     def _score(self, batch: ScoringBatch) -> pa.Table:
         facts = self._scorer.score(batch)
-        rows = [_scored_row(row, of_row) for row, of_row in zip(batch.rows, facts, strict=True)]
+        rows = [_scored_row(row, row_facts) for row, row_facts in zip(batch.rows, facts, strict=True)]
         return pa.Table.from_pylist(rows, schema=self.schema)
 
 
