@@ -16,7 +16,7 @@ def log(message: str) -> None:
 
 
 class RowProgress:
-    """Shows rows done of a total, tokens per second and the time left. `initial` rows were done before."""
+    """Shows rows done of a total, tokens run per second and the time left. `initial` rows were done before."""
 
     def __init__(self, label: str, total: int, initial: int = 0, unit: str = "rows"):
         self._label, self._total, self._done, self._unit = label, total, initial, unit

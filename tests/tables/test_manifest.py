@@ -4,12 +4,22 @@ from pathlib import Path
 
 import pytest
 
+from nlft_ray.cli.summary import show
 from nlft_ray.config import JudgeConfig, ScoreConfig, TrainConfig
 from nlft_ray.config.shared import NotIdentity
 from nlft_ray.errors import UserError
 from nlft_ray.stages import STAGES
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.manifest import Identity, Manifest, begin, check_rejects, finish, identity_of, read_manifest
+from nlft_ray.tables.manifest import (
+    Identity,
+    Manifest,
+    StageResult,
+    begin,
+    check_rejects,
+    finish,
+    identity_of,
+    read_manifest,
+)
 from tests.rows import QUESTION, write_table
 
 
@@ -35,6 +45,18 @@ def test_begin_is_new_then_continues_then_is_complete(tmp_path: Path) -> None:
     assert begin(folder, identity(), overwrite=False) is None
     finish(folder, manifest())
     assert begin(folder, identity(), overwrite=False) == manifest()
+
+
+def test_a_manifest_with_earlier_counters_is_read_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder(str(tmp_path / "scored"))
+    begin(folder, identity(), overwrite=False)
+    earlier = {"forward_passes": 14.0, "padded_passes": 14.0, "response_tokens": 227.0}
+    finish(folder, manifest().model_copy(update={"counts": earlier, "tokens": 1771}))
+    complete = begin(folder, identity(), overwrite=False)
+    assert complete is not None
+    show(StageResult(output=str(folder), manifest=complete, reused=True))
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("1,771", "forward passes", "14", "227"))
 
 
 def test_a_folder_that_goes_with_its_job_is_refused(tmp_path: Path) -> None:
