@@ -82,6 +82,14 @@ class Strict(BaseModel):
         return marked
 
 
+DType = Literal["float32", "bfloat16"]
+
+
+def automatic_dtype(*, on_gpu: bool) -> DType:
+    """What `model.dtype: auto` becomes."""
+    return "bfloat16" if on_gpu else "float32"
+
+
 class ModelConfig(Strict):
     """The target model."""
 
@@ -89,8 +97,9 @@ class ModelConfig(Strict):
     """Folder, URI or hub name of a causal language model; `sandbox` is the small one that comes with the package."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights in memory; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    dtype: Literal["auto"] | DType = "auto"
+    """Type of the weights in memory; `auto` is bfloat16 where workers have GPUs and float32 where they have none. An
+    output that was begun goes on in its type."""
     quantization: dict[str, Any] | None = None
     """Load the weights quantised: transformers' settings for it, such as
     {quant_method: bitsandbytes, load_in_4bit: true}. It needs the method's own package, and LoRA to train."""

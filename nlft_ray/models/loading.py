@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
+from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.errors import UserError
 from nlft_ray.models.copies import local_copy
 from nlft_ray.storage.folder import Folder, side_by_side
@@ -30,10 +31,9 @@ def device() -> torch.device:
 
 
 def dtype_of(config: ModelConfig) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    """Type of the weights; `auto`, which no stage leaves to its workers, goes by this process's device."""
+    name = automatic_dtype(on_gpu=torch.cuda.is_available()) if config.dtype == "auto" else config.dtype
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:

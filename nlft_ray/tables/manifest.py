@@ -6,13 +6,14 @@ and continues, or refuses because something differs. `manifest.json` comes last 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from nlft_ray._version import __version__
 from nlft_ray.config import StageConfig, Strict
+from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.storage.folder import Folder
@@ -145,6 +146,27 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
         raise UserError(f"output: {folder} holds files that nlft-ray did not write. Choose an empty folder.")
     folder.write_text(PLAN, identity.model_dump_json(indent=2))
     return None
+
+
+def settle_dtype(folder: Folder, identity: Identity, *, overwrite: bool, on_gpu: Callable[[], bool]) -> Identity:
+    """The identity with the model's `dtype: auto` as what it becomes, so that no worker decides for itself.
+
+    An output that was begun goes on in the type that stands in its plan, whatever the devices are now; older plans say
+    `auto`, and keep it. Otherwise `on_gpu` says where the workers will run, which may take a cluster's start to know.
+    """
+    if identity.config["model"]["dtype"] != "auto":
+        return identity
+    if folder.has(PLAN):
+        existing = Identity.model_validate_json(folder.read_text(PLAN))
+        same = _with_dtype(identity, existing.config.get("model", {}).get("dtype", "auto"))
+        if same == existing or not overwrite:  # else `begin` refuses, and names what differs besides
+            return same
+    return _with_dtype(identity, automatic_dtype(on_gpu=on_gpu()))
+
+
+def _with_dtype(identity: Identity, dtype: str) -> Identity:
+    model = identity.config["model"] | {"dtype": dtype}
+    return identity.model_copy(update={"config": identity.config | {"model": model}})
 
 
 def finish(folder: Folder, manifest: Manifest) -> None:

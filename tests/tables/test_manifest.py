@@ -19,6 +19,7 @@ from nlft_ray.tables.manifest import (
     finish,
     identity_of,
     read_manifest,
+    settle_dtype,
 )
 from tests.rows import QUESTION, write_table
 
@@ -57,6 +58,48 @@ def test_a_manifest_with_earlier_counters_is_read_and_shown(tmp_path: Path, caps
     show(StageResult(output=str(folder), manifest=complete, reused=True))
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("1,771", "forward passes", "14", "227"))
+
+
+def settled(folder: Folder, identity: Identity, on_gpu: bool | None, *, overwrite: bool = False) -> str:
+    """The dtype in the identity; on_gpu=None: nobody may ask for devices."""
+
+    def devices() -> bool:
+        assert on_gpu is not None, "devices were asked for"
+        return on_gpu
+
+    dtype: str = settle_dtype(folder, identity, overwrite=overwrite, on_gpu=devices).config["model"]["dtype"]
+    return dtype
+
+
+def test_a_new_output_takes_the_type_of_its_devices(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    assert settled(folder, identity(), on_gpu=True) == "bfloat16"
+    assert settled(folder, identity(), on_gpu=False) == "float32"
+    assert settled(folder, identity(model={"path": "m", "dtype": "bfloat16"}), on_gpu=None) == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "auto"])
+def test_an_output_goes_on_in_the_type_it_was_begun_in(tmp_path: Path, dtype: str) -> None:
+    """Where nobody knew it then, too: a plan of before says auto."""
+    folder, begun = Folder(str(tmp_path / "out")), identity(model={"path": "m", "dtype": dtype})
+    begin(folder, begun, overwrite=False)
+    again = settle_dtype(folder, identity(), overwrite=True, on_gpu=lambda: pytest.fail("devices were asked for"))
+    assert again == begun
+    other = identity(model={"path": "m", "dtype": "float32" if dtype == "bfloat16" else "bfloat16"})
+    assert settle_dtype(folder, other, overwrite=False, on_gpu=lambda: True) == other
+    with pytest.raises(UserError, match=r"model\.dtype"):
+        begin(folder, other, overwrite=False)
+
+
+def test_auto_is_no_difference_of_its_own(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    begin(folder, identity(model={"path": "m", "dtype": "bfloat16"}), overwrite=False)
+    changed = identity(hidden_window=4)
+    refused = settle_dtype(folder, changed, overwrite=False, on_gpu=lambda: False)
+    with pytest.raises(UserError, match="hidden_window") as caught:
+        begin(folder, refused, overwrite=False)
+    assert "dtype" not in str(caught.value)
+    assert settled(folder, changed, on_gpu=False, overwrite=True) == "float32", "made anew, on other devices"
 
 
 def test_a_folder_that_goes_with_its_job_is_refused(tmp_path: Path) -> None:
