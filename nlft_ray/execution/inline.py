@@ -17,6 +17,12 @@ class InlineExecutor:
         """What `work` returns: there is nothing to connect to."""
         return work()
 
+    def has_gpus(self, work: TableWork) -> bool:
+        """Whether this process has a GPU."""
+        import torch  # not needed where everything is done already
+
+        return torch.cuda.is_available()
+
     def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """Work on every shard, in order.
 
@@ -32,7 +38,7 @@ class InlineExecutor:
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     """Give torch this many threads for a while."""
-    import torch  # not needed where everything is done already
+    import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(number)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -31,6 +31,15 @@ class RayExecutor:
             UserError: no cluster answers; or as `work` raises it.
         """
         return ray_cluster.connect_during(work, self._address)
+
+    def has_gpus(self, work: TableWork) -> bool:
+        """Whether workers will have GPUs, which the cluster that is connected to says.
+
+        Raises:
+            UserError: no cluster answers, or the label selector is not one.
+        """
+        ray_cluster.connect(self._address)
+        return _gpus_of_actor(work, ray_cluster.nodes_with(work.config.pool.label_selector)) > 0
 
     def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """Work on every shard, each by some actor of the pool; reports arrive in any order.
@@ -71,13 +80,16 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def _gpus_of_actor(work: TableWork, nodes: Sequence[Mapping[str, float]]) -> float:
+    wanted = work.config.pool.gpus_per_worker
+    return ray_cluster.gpus_of_worker(wanted, nodes) if work.loads_model else wanted or 0.0
+
+
 def _size_pool(work: TableWork, shards: int) -> tuple[float, ray.data.ActorPoolStrategy]:
     """GPUs of one actor, and how many actors: those that are asked for, or as many as find room now and later."""
     pool = work.config.pool
     nodes = ray_cluster.nodes_with(pool.label_selector)
-    gpus = pool.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if work.loads_model and ray_cluster.have_gpus(nodes) else 0.0
+    gpus = _gpus_of_actor(work, nodes)
     room = places(nodes, pool.cpus_per_worker, gpus)
     if room == 0:
         where = f" with the labels {pool.label_selector}" if pool.label_selector else ""

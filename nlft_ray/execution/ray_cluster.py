@@ -82,8 +82,11 @@ def nodes_with(label_selector: Mapping[str, str]) -> list[dict[str, float]]:
     ]
 
 
-def have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
-    return any(node.get("GPU", 0) > 0 for node in nodes)
+def gpus_of_worker(wanted: float | None, nodes: Sequence[Mapping[str, float]]) -> float:
+    """GPUs of one worker: those that are asked for, else one where the nodes have any."""
+    if wanted is not None:
+        return wanted
+    return 1.0 if any(node.get("GPU", 0) > 0 for node in nodes) else 0.0
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,8 @@ from nlft_ray.tables.manifest import (
     identity_of,
     input_fingerprint,
     read_manifest,
+    settle_dtype,
+    with_settled_dtype,
 )
 from nlft_ray.tables.shards import (
     DATA,
@@ -43,6 +46,8 @@ class Executor(Protocol):
     """Where shards are worked on: Ray's actors, or this process."""
 
     def connect_during(self, work: Callable[[], T]) -> T: ...
+
+    def has_gpus(self, work: TableWork) -> bool: ...
 
     def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]: ...
 
@@ -74,6 +79,9 @@ def run_table_stage(
     identify = partial(_identity, work, writes, input_manifest)
     begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
     identity = identify() if begun else executor.connect_during(identify)
+    on_gpu = partial(executor.has_gpus, work)
+    if loads_model:
+        identity = settle_dtype(output, identity, overwrite=config.overwrite, on_gpu=on_gpu)
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = finished_shards(output, shards)
@@ -83,6 +91,8 @@ def run_table_stage(
     ids = input_ids(source, shards)
     _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
+    if loads_model:
+        work = replace(work, config=with_settled_dtype(config, identity, on_gpu))
     _do_missing(work, executor, shards, reports)
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
     _audit(shards, reports, ids, input_manifest)

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from nlft_ray.config import LengthsConfig, LoraConfig, ModelConfig, PlanConfig
+from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.core.policies import Policy
 from nlft_ray.errors import UserError
 from nlft_ray.planning.choice import ScoringChoice, Trainer, TrainingChoice, choose_scoring
@@ -106,7 +107,7 @@ def _alternatives(trainer: Trainer, adapters: Adapters | None) -> Alternatives:
 
 def _dtype(model: ModelConfig, devices: Devices) -> str:
     if model.dtype == "auto":
-        return "bfloat16" if devices.kind == "gpu" else "float32"
+        return automatic_dtype(on_gpu=devices.kind == "gpu")
     return model.dtype
 
 

@@ -7,18 +7,19 @@ and continues, or refuses because something differs. `manifest.json` comes last 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from nlft_ray._version import __version__
-from nlft_ray.config import StageConfig, Strict
+from nlft_ray.config import StageConfig, Strict, WithModel
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.storage.folder import Folder
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
+Config = TypeVar("Config", bound=WithModel)
 _OF_A_JOB = "/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` brings
 
 
@@ -162,6 +163,17 @@ def settle_dtype(folder: Folder, identity: Identity, *, overwrite: bool, on_gpu:
         if same == existing or not overwrite:  # else `begin` refuses, and names what differs besides
             return same
     return _with_dtype(identity, automatic_dtype(on_gpu=on_gpu()))
+
+
+def with_settled_dtype(config: Config, identity: Identity, on_gpu: Callable[[], bool]) -> Config:
+    """The configuration for workers, whose model has the dtype of the identity: they cannot disagree.
+
+    For an older plan, which says `auto`, their devices decide, as they did.
+    """
+    dtype = identity.config["model"]["dtype"]
+    if dtype == "auto":
+        dtype = automatic_dtype(on_gpu=on_gpu())
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
 
 
 def _with_dtype(identity: Identity, dtype: str) -> Identity:

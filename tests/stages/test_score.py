@@ -16,6 +16,7 @@ from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
 from nlft_ray.stages.score.scorer import fill, pack
 from nlft_ray.stages.score.worker import ScoreWorker
+from nlft_ray.tables.manifest import Identity
 from nlft_ray.tables.schema import EXAMPLES, SCORED
 from nlft_ray.tables.scored import facts_of
 from nlft_ray.tables.shards import UNFINISHED
@@ -254,6 +255,7 @@ def test_the_stage_scores_resumes_and_is_not_run_twice(tmp_path: Path, random_ll
     settings = {"input": source, "model": {"path": random_llama}}
     whole = nlft_ray.score(ScoreConfig.model_validate({**settings, "output": str(tmp_path / "a")}))
     assert (whole.manifest.rows_in, whole.manifest.rows_out, whole.reused) == (60, 60, False)
+    assert whole.manifest.identity.config["model"]["dtype"] == "float32", "what auto is without a GPU"
     again = ScoreConfig.model_validate({**settings, "output": str(tmp_path / "a")})
     assert nlft_ray.score(again).reused
     parts = sorted((tmp_path / "a" / "data").iterdir())
@@ -271,6 +273,33 @@ def test_the_stage_scores_resumes_and_is_not_run_twice(tmp_path: Path, random_ll
     assert set(read_table(tmp_path / "a")) == {row["id"] for row in rows}
     with pytest.raises(UserError, match="hidden_window: 8 → 4"):
         nlft_ray.score(again.model_copy(update={"hidden_window": 4}))
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_what_was_begun_goes_on_in_its_type(
+    tmp_path: Path, random_llama: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of before, whose identity says auto, and one that was begun where there are GPUs."""
+
+    def begun_as(folder: Any, identity: Identity, **_: Any) -> Identity:
+        return identity.model_copy(update={"config": identity.config | {"model": identity.config["model"] | known}})
+
+    known = {"dtype": dtype}
+    rows = [example(str(number), correct=True) for number in range(20)]
+    source = write_table(tmp_path / "examples", "examples", rows)
+    settings = {"input": source, "output": str(tmp_path / "scored"), "model": {"path": random_llama}}
+    with monkeypatch.context() as before:
+        before.setattr("nlft_ray.execution.table_stage.settle_dtype", begun_as)
+        whole = nlft_ray.score(ScoreConfig.model_validate(settings))
+    scored = read_table(tmp_path / "scored")
+    assert nlft_ray.score(ScoreConfig.model_validate(settings)).reused
+    first, *_ = (tmp_path / "scored" / "data").iterdir()
+    first.unlink()
+    again = nlft_ray.score(ScoreConfig.model_validate(settings))
+    assert not again.reused
+    assert again.manifest.identity == whole.manifest.identity
+    assert read_table(tmp_path / "scored") == scored
 
 
 @pytest.mark.parametrize("budget", [1, 50, 1000])

@@ -39,6 +39,8 @@ from nlft_ray.tables.manifest import (
     identity_of,
     input_fingerprint,
     read_manifest,
+    settle_dtype,
+    with_settled_dtype,
 )
 from nlft_ray.tables.shards import REJECTED, rejects_table
 from nlft_ray.tables.training import read_metrics
@@ -65,6 +67,8 @@ def train(config: TrainConfig) -> StageResult:
     identify = partial(_identity, config, scored, held_out)
     there = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
     identity = identify() if there else ray_cluster.connect_during(identify, config.ray_address)
+    on_gpu = partial(_workers_have_gpus, config)
+    identity = settle_dtype(output, identity, overwrite=config.overwrite, on_gpu=on_gpu)
     complete = begin(output, identity, overwrite=config.overwrite)
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
@@ -75,7 +79,7 @@ def train(config: TrainConfig) -> StageResult:
     if done := newest_step(output / CHECKPOINTS):
         log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
     with Watch(output, steps):
-        _fit(config, output, identity)
+        _fit(with_settled_dtype(config, identity, on_gpu), output, identity)
     after = read_metrics(output)
     kept = {line["step"]: line["seconds"] for line in after}
     manifest = survey.model_copy(
@@ -205,12 +209,15 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
+def _workers_have_gpus(config: TrainConfig) -> bool:
+    ray_cluster.connect(config.ray_address)
+    return ray_cluster.gpus_of_worker(config.gpus_per_worker, ray_cluster.nodes_with(config.label_selector)) > 0
+
+
 def _worker_resources(config: TrainConfig) -> dict[str, float]:
     """CPUs and GPUs of one worker; where the number of CPUs is left open, as many as let all workers start."""
     nodes = ray_cluster.nodes_with(config.label_selector)
-    gpus: int | None = config.gpus_per_worker
-    if gpus is None:
-        gpus = 1 if ray_cluster.have_gpus(nodes) else 0
+    gpus = int(ray_cluster.gpus_of_worker(config.gpus_per_worker, nodes))
     cpus = config.cpus_per_worker or largest_share(nodes, config.most_workers, gpus)
     room = places(nodes, cpus, gpus)
     if room < config.least_workers:
