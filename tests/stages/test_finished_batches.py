@@ -162,6 +162,27 @@ def test_a_row_that_raises_makes_its_neighbours_run_once(random_llama: str, tmp_
     assert {row for (row,) in again.batches} <= {"5", "7"}, "those of a part of the shard are there too"
 
 
+def test_nothing_is_being_written_when_a_row_has_raised(random_llama: str, tmp_path: Path) -> None:
+    """The last row of the last shard: the stage removes the folder next."""
+    rows = shard(0, rows=4).to_pylist()
+    rows[3]["response_ids"] = [1_000_000]
+    scoring = Scoring(random_llama, tmp_path, seconds=1e-9)
+    writing: list[bool] = []
+    call = scoring.worker.__call__
+
+    def watched(table: pa.Table, seed: int) -> Any:
+        try:
+            return call(table, seed)
+        finally:
+            writing.append(scoring.finished._writing is not None)
+
+    watched.schema = scoring.worker.schema  # type: ignore[attr-defined]
+    worked = _isolating(watched, pa.Table.from_pylist(rows, schema=EXAMPLES), 0)  # type: ignore[arg-type]
+    assert [row["id"] for row, _ in worked.rejects] == ["3"]
+    assert len(writing) == 5
+    assert not any(writing)
+
+
 def test_what_cannot_be_written_is_a_message_and_no_rows_fault(random_llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     scoring = Scoring(random_llama, tmp_path / "file")

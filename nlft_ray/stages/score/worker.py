@@ -81,14 +81,16 @@ class ScoreWorker:
             return [self._score(batch) for batch in batches]
         self._finished.begin([row.id for batch in batches for row in batch.rows])
         tables = []
-        for batch in batches:
-            table = self._finished.get(batch)
-            if table is None:
-                self._finished.write_when_due()
-                table = self._score(batch)
-                self._finished.add(batch, table)
-            tables.append(table)
-        self._finished.wait()
+        try:
+            for batch in batches:
+                table = self._finished.get(batch)
+                if table is None:
+                    self._finished.write_when_due()
+                    table = self._score(batch)
+                    self._finished.add(batch, table)
+                tables.append(table)
+        finally:
+            self._finished.wait()  # nothing may be written any more when the stage removes what was
         return tables
 
     def _score(self, batch: ScoringBatch) -> pa.Table:
