@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
+from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Decoding, PromptedModel
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
 from nlft_ray.tables.schema import PREDICTIONS
-from nlft_ray.tables.shards import WorkResult
 
 
 class EvaluateWorker:

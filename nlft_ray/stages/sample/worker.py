@@ -10,7 +10,6 @@ from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
 from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES
-from nlft_ray.tables.shards import WorkResult
 
 
 class SampleWorker:
