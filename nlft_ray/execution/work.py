@@ -76,7 +76,7 @@ class TableWork:
         """
         began = time.monotonic()
         table = read_shard(self.source, shard)
-        result = _isolate_failures(worker, table, shard_seed(self.seed, shard.number))
+        result = isolate_failures(worker, table, shard_seed(self.seed, shard.number))
         ids, rejects = ids_of(table), rejects_table(self.stage, result.rejects + result.set_aside)
         check_shard(f"{self.stage}, {shard.name}", ids, ids_of(result.table) + ids_of(rejects), self.rows_per_input)
         report = ShardReport(
@@ -104,7 +104,7 @@ def _count_kinds(rejects: list[tuple[Mapping[str, Any], str]]) -> dict[str, int]
     return dict(Counter(reason.partition(":")[0] for _, reason in rejects))
 
 
-def _isolate_failures(worker: Worker, table: pa.Table, seed: int) -> WorkResult:
+def isolate_failures(worker: Worker, table: pa.Table, seed: int) -> WorkResult:
     """Work on a table; where that raises, halve it until the rows that raise are known, and reject those."""
     try:
         return worker(table, seed)
@@ -121,6 +121,6 @@ def _isolate_failures(worker: Worker, table: pa.Table, seed: int) -> WorkResult:
 def _halved(worker: Worker, table: pa.Table, seed: int, error: Exception) -> WorkResult:
     if table.num_rows > 1:
         halves = table.slice(0, table.num_rows // 2), table.slice(table.num_rows // 2)
-        return _isolate_failures(worker, halves[0], seed) + _isolate_failures(worker, halves[1], seed)
+        return isolate_failures(worker, halves[0], seed) + isolate_failures(worker, halves[1], seed)
     reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
     return WorkResult(worker.schema.empty_table(), [(table.to_pylist()[0], reason[:200])])

@@ -11,13 +11,14 @@ import pytest
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.errors import UserError
+from nlft_ray.execution.work import isolate_failures
 from nlft_ray.stages.score import job
 from nlft_ray.stages.score.finished_batches import SECONDS_BETWEEN_WRITES, FinishedBatches
 from nlft_ray.stages.score.scorer import ScoringBatch
 from nlft_ray.stages.score.worker import ScoreWorker
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import EXAMPLES
-from nlft_ray.tables.shards import UNFINISHED, _isolating
+from nlft_ray.tables.shards import UNFINISHED
 from tests.stages.test_score import config, example
 
 
@@ -153,12 +154,12 @@ def test_a_row_that_raises_makes_its_neighbours_run_once(random_llama: str, tmp_
     rows[5]["response_ids"] = [1_000_000]
     table = pa.Table.from_pylist(rows, schema=EXAMPLES)
     scoring = Scoring(random_llama, tmp_path)
-    worked = _isolating(scoring.worker, table, 0)
+    worked = isolate_failures(scoring.worker, table, 0)
     assert [row["id"] for row, _ in worked.rejects] == ["5"]
     batches = [row for (row,) in scoring.batches if row != "5"]
     assert sorted(batches) == ["0", "1", "2", "3", "4", "6", "7"]
     again = Scoring(random_llama, tmp_path)
-    assert _isolating(again.worker, table, 0).table.equals(worked.table)
+    assert isolate_failures(again.worker, table, 0).table.equals(worked.table)
     assert {row for (row,) in again.batches} <= {"5", "7"}, "those of a part of the shard are there too"
 
 
@@ -177,7 +178,7 @@ def test_nothing_is_being_written_when_a_row_has_raised(random_llama: str, tmp_p
             writing.append(scoring.finished._writing is not None)
 
     watched.schema = scoring.worker.schema  # type: ignore[attr-defined]
-    worked = _isolating(watched, pa.Table.from_pylist(rows, schema=EXAMPLES), 0)  # type: ignore[arg-type]
+    worked = isolate_failures(watched, pa.Table.from_pylist(rows, schema=EXAMPLES), 0)  # type: ignore[arg-type]
     assert [row["id"] for row, _ in worked.rejects] == ["3"]
     assert len(writing) == 5
     assert not any(writing)
@@ -187,11 +188,11 @@ def test_what_cannot_be_written_is_a_message_and_no_rows_fault(random_llama: str
     (tmp_path / "file").write_text("not a folder")
     scoring = Scoring(random_llama, tmp_path / "file")
     with pytest.raises(UserError, match=r"cannot be written.*Run the same command again"):
-        _isolating(scoring.worker, shard(0), 0)
+        isolate_failures(scoring.worker, shard(0), 0)
 
 
 def test_the_stage_keeps_batches_beside_its_table(random_llama: str, tmp_path: Path) -> None:
-    worker = job._worker(config(random_llama, output=str(tmp_path)))
+    worker = job._make_worker(config(random_llama, output=str(tmp_path)))
     assert isinstance(worker, ScoreWorker)
     assert worker._finished is not None
     assert worker._finished._folder == Folder(str(tmp_path)) / UNFINISHED
