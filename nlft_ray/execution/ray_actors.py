@@ -52,7 +52,7 @@ class RayExecutor:
             UserError: as the worker raises it.
         """
         ray_cluster.connect(self._address)
-        quiet_ray_data()
+        _configure_ray_data()
         pool = work.config.pool
         gpus, size = _size_pool(work, len(shards))
         results = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
@@ -72,11 +72,12 @@ class RayExecutor:
             yield ShardReport(**result["report"])
 
 
-def quiet_ray_data() -> None:
-    """Turn off Ray Data's own bars and logs, which would bury ours."""
+def _configure_ray_data() -> None:
+    """Turn off Ray Data's own bars and logs, which would bury ours, and have a pool grow when all its actors work."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # shards at work, over actors
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
