@@ -21,6 +21,7 @@ from nlft_ray.tables.manifest import (
     StageResult,
     begin,
     check_rejects,
+    check_tokenizer,
     finish,
     identity_of,
     input_fingerprint,
@@ -126,11 +127,8 @@ def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> Identit
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "prompts": prompts_fingerprint(tokenizer, config.prompts),
         }
-        if made_by.tokenizer not in (None, fields["tokenizer"]):
-            raise UserError(
-                f"input: {config.input} holds ids of another tokenizer (tokenizer: {made_by.tokenizer} there, "
-                f"{fields['tokenizer']} in {config.model.path}). Use the model that made it, or start from questions."
-            )
+        advice = f"Set model.path, now {config.model.path}, to the model that made it, or start from questions."
+        check_tokenizer("input", config.input, made_by.tokenizer, fields["tokenizer"], advice)
     else:
         fields["tokenizer"] = made_by.tokenizer
     identity = identity_of(config, work.stage, **fields)

@@ -181,6 +181,19 @@ def _with_dtype(identity: Identity, dtype: str) -> Identity:
     return identity.model_copy(update={"config": identity.config | {"model": model}})
 
 
+def check_tokenizer(option: str, folder: object, recorded: str | None, present: str, advice: str) -> None:
+    """Refuse a table whose token ids the tokenizer at hand would not have made; `recorded` is that of its manifest.
+
+    Raises:
+        UserError: the fingerprints differ. A table without one, as an import makes it, holds no ids.
+    """
+    if recorded not in (None, present):
+        raise UserError(
+            f"{option}: {folder} holds ids of another tokenizer (tokenizer: {recorded} there, {present} in the model). "
+            f"{advice}"
+        )
+
+
 def finish(folder: Folder, manifest: Manifest) -> None:
     folder.write_text(MANIFEST, manifest.model_dump_json(indent=2))
 

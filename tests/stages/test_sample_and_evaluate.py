@@ -112,13 +112,13 @@ def test_sampling_does_not_depend_on_the_workers(tmp_path: Path, random_llama: s
     assert tables[0] == tables[1]
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_accuracy_stands_in_the_manifest(tmp_path: Path, random_llama: str) -> None:
     config = EvaluateConfig.model_validate(
         {
             "input": write_table(tmp_path / "q", "questions", ROWS),
             "output": str(tmp_path / "p"),
             "model": {"path": random_llama},
+            "pool": {"backend": "inline"},
             "max_new_tokens": 8,
             "verifier": "tests.stages.test_sample_and_evaluate:is_of_even_length",
         }

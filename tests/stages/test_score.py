@@ -23,6 +23,7 @@ from nlft_ray.tables.shards import UNFINISHED
 from tests.random_models import ARCHITECTURES, save_random_model
 from tests.rows import example, read_rejects, read_table, write_table
 
+INLINE = {"backend": "inline"}
 EXAMPLE_ROWS = [
     example("right", correct=True),
     example("wrong", correct=False),
@@ -248,11 +249,10 @@ def test_batches_hold_every_row_once_within_the_budget(budget: int) -> None:
     assert all(len(batch) == 1 or len(batch) * max(sizes[index] for index in batch) <= budget for batch in batches)
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_the_stage_scores_resumes_and_is_not_run_twice(tmp_path: Path, random_llama: str) -> None:
     rows = [example(str(number), correct=number % 2 == 0) for number in range(60)]
     source = write_table(tmp_path / "examples", "examples", rows)
-    settings = {"input": source, "model": {"path": random_llama}}
+    settings = {"input": source, "model": {"path": random_llama}, "pool": INLINE}
     whole = nlft_ray.score(ScoreConfig.model_validate({**settings, "output": str(tmp_path / "a")}))
     assert (whole.manifest.rows_in, whole.manifest.rows_out, whole.reused) == (60, 60, False)
     assert whole.manifest.identity.config["model"]["dtype"] == "float32", "what auto is without a GPU"
@@ -275,7 +275,6 @@ def test_the_stage_scores_resumes_and_is_not_run_twice(tmp_path: Path, random_ll
         nlft_ray.score(again.model_copy(update={"hidden_window": 4}))
 
 
-@pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_what_was_begun_goes_on_in_its_type(
     tmp_path: Path, random_llama: str, dtype: str, monkeypatch: pytest.MonkeyPatch
@@ -288,7 +287,12 @@ def test_what_was_begun_goes_on_in_its_type(
     known = {"dtype": dtype}
     rows = [example(str(number), correct=True) for number in range(20)]
     source = write_table(tmp_path / "examples", "examples", rows)
-    settings = {"input": source, "output": str(tmp_path / "scored"), "model": {"path": random_llama}}
+    settings = {
+        "input": source,
+        "output": str(tmp_path / "scored"),
+        "model": {"path": random_llama},
+        "pool": INLINE,
+    }
     with monkeypatch.context() as before:
         before.setattr("nlft_ray.execution.table_stage.settle_dtype", begun_as)
         whole = nlft_ray.score(ScoreConfig.model_validate(settings))
@@ -316,7 +320,6 @@ def read_table_of(path: Path) -> Any:
     return pq.read_table(path).to_pylist()
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_too_many_bad_rows_fail_the_stage_and_stay_visible(tmp_path: Path, random_llama: str) -> None:
     rows = [example("1", correct=True), example("2", correct=False, judgment=None)]
     settings = ScoreConfig.model_validate(
@@ -324,6 +327,7 @@ def test_too_many_bad_rows_fail_the_stage_and_stay_visible(tmp_path: Path, rando
             "input": write_table(tmp_path / "examples", "examples", rows),
             "output": str(tmp_path / "scored"),
             "model": {"path": random_llama},
+            "pool": INLINE,
         }
     )
     with pytest.raises(UserError, match="1 × an incorrect response without a judgment"):
@@ -334,6 +338,6 @@ def test_too_many_bad_rows_fail_the_stage_and_stay_visible(tmp_path: Path, rando
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path: Path, random_llama: str) -> None:
     source = write_table(tmp_path / "e", "examples", [example("1", correct=True)], tokenizer="feedfeedfeedfeed")
-    settings = {"input": source, "output": str(tmp_path / "s"), "model": {"path": random_llama}}
+    settings = {"input": source, "output": str(tmp_path / "s"), "model": {"path": random_llama}, "pool": INLINE}
     with pytest.raises(UserError, match="tokenizer: feedfeedfeedfeed there"):
         nlft_ray.score(ScoreConfig.model_validate(settings))

@@ -13,7 +13,15 @@ from nlft_ray.stages.report.model_cards import refresh_cards
 from nlft_ray.stages.report.page import render
 from nlft_ray.stages.report.tokens import TokenSet, read_tokens
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.manifest import MANIFEST, Manifest, StageResult, finish, identity_of, input_fingerprint
+from nlft_ray.tables.manifest import (
+    MANIFEST,
+    Manifest,
+    StageResult,
+    check_tokenizer,
+    finish,
+    identity_of,
+    input_fingerprint,
+)
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -75,13 +83,9 @@ def _tokenizer(config: ReportConfig, run: ScoredRun) -> Any:
 def _check_tokenizer(option: str, run: ScoredRun, tokenizer: Any) -> None:
     from nlft_ray.models.loading import tokenizer_fingerprint
 
-    recorded, found = run.scored.manifest.identity.tokenizer, tokenizer_fingerprint(tokenizer)
-    if recorded not in (None, found):
-        mend = {"input": "Set model.path to the model that it was scored with.", "compare": "Both must have the same."}
-        raise UserError(
-            f"{option}: {run.scored.folder} holds ids of another tokenizer (tokenizer: {recorded} there, {found} in "
-            f"the model). {mend[option]}"
-        )
+    advice = {"input": "Set model.path to the model that it was scored with.", "compare": "Both must have the same."}
+    recorded = run.scored.manifest.identity.tokenizer
+    check_tokenizer(option, run.scored.folder, recorded, tokenizer_fingerprint(tokenizer), advice[option])
 
 
 def _tokens(fallback: str, run: ScoredRun, tokenizer: Any, limit: int, only: set[str] | None = None) -> TokenSet:
