@@ -64,11 +64,13 @@ class NotIdentity:
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), populate_by_name=True
+    )
 
     def identity(self) -> dict[str, Any]:
         """The settings, as JSON, that what comes out follows from: all fields but those marked `NotIdentity`."""
-        return self.model_dump(mode="json", exclude=self._not_identity())
+        return self.model_dump(mode="json", by_alias=True, exclude=self._not_identity())
 
     def _not_identity(self) -> dict[str, Any]:
         """Marked fields, as pydantic's `exclude` names them."""
@@ -113,12 +115,17 @@ class ModelConfig(Strict):
     """Run Python code that comes with the model. Leave it off for models that you do not trust."""
 
 
+def _was(name: str) -> Any:
+    """Marks a field that had another name: that is taken too, and goes on standing in identities and fingerprints."""
+    return Field(validation_alias=name, serialization_alias=name)
+
+
 _TEMPLATE_FIELDS = {"question", "instruction", "standard_answer", "judgment", "response"}
 _MUST_NAME = {
     "base": {"question"},
     "judge": {"question", "judgment"},
     "standard": {"question", "standard_answer"},
-    "judging": {"question", "response"},
+    "ask_judgment": {"question", "response"},
 }
 
 
@@ -137,7 +144,7 @@ class PromptConfig(Strict):
         "\n\nStandard answer: {{ standard_answer }}"
     )
     """User message of the standard context: act as an expert, here is the standard answer."""
-    judging: str = (
+    ask_judgment: Annotated[str, _was("judging")] = (
         "Here are a question and a response to it."
         "\n\nQuestion: {{ question }}"
         "{% if standard_answer %}\n\nStandard answer: {{ standard_answer }}{% endif %}"

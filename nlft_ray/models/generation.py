@@ -81,7 +81,7 @@ class PromptedModel:
         )
 
     def _too_long(self, kind: PromptKind, prompt: Sequence[int]) -> Completion:
-        problem = f"too long: a {kind} prompt of {len(prompt)} tokens leaves no room in {self._max_length}"
+        problem = f"too long: its {kind} prompt of {len(prompt)} tokens leaves no room in {self._max_length}"
         return Completion(prompt_tokens=len(prompt), problem=problem)
 
 

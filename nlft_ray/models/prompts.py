@@ -15,7 +15,7 @@ import jinja2.sandbox
 from nlft_ray.config import PromptConfig
 from nlft_ray.errors import UserError
 
-PromptKind = Literal["base", "judge", "standard", "judging"]
+PromptKind = Literal["base", "judge", "standard", "ask_judgment"]
 
 _JINJA = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
@@ -62,5 +62,5 @@ def prompt_ids(tokenizer: Any, prompts: PromptConfig, kind: PromptKind, row: Map
 
 def prompts_fingerprint(tokenizer: Any, prompts: PromptConfig) -> str:
     """Short hash of everything that shapes a prompt: the templates and the tokenizer's chat template."""
-    shape = {"prompts": prompts.model_dump(), "chat_template": tokenizer.chat_template}
+    shape = {"prompts": prompts.model_dump(by_alias=True), "chat_template": tokenizer.chat_template}
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]

@@ -93,7 +93,7 @@ def own_judgment_trials(speaker: Speaker, asked: Sequence[Problem]) -> list[Tria
     """The model's judgments of its own sampled responses: whether they name the mistake, or say 'correct'."""
     responses = speaker.answer("base", [fields(problem) for problem in asked], temperature=1.0)
     judgments = speaker.answer(
-        "judging", [fields(p, response=response) for p, response in zip(asked, responses, strict=True)]
+        "ask_judgment", [fields(p, response=response) for p, response in zip(asked, responses, strict=True)]
     )
     trials = []
     for problem, response, judgment in zip(asked, responses, judgments, strict=True):
@@ -108,7 +108,7 @@ def mistake_trials(speaker: Speaker, asked: Sequence[Problem], rng: random.Rando
     """Mistakes of every kind: made in the judge context when named there, and named when a response has them."""
     pairs = [(problem, mistake) for problem in asked for mistake in _one_of_each_kind(problem, rng)]
     made = speaker.answer("judge", [fields(p, judgment=mistake.judgment) for p, mistake in pairs])
-    named = speaker.answer("judging", [fields(p, response=mistake.response) for p, mistake in pairs])
+    named = speaker.answer("ask_judgment", [fields(p, response=mistake.response) for p, mistake in pairs])
     trials = []
     for (_, mistake), response, judgment in zip(pairs, made, named, strict=True):
         trials.append(Trial("judge: makes it", mistake.kind, response == mistake.response))

@@ -28,7 +28,7 @@ from nlft_ray.sandbox.tokenizer import build_tokenizer, vocabulary
 from nlft_ray.sandbox.world import Problem, problems
 from pipelines.sandbox.abilities import RIGHT_JUDGMENT, measure, quickstart_prompts
 
-ROWS_OF_STEP: dict[PromptKind, int] = {"base": 32, "judge": 13, "standard": 13, "judging": 6}
+ROWS_OF_STEP: dict[PromptKind, int] = {"base": 32, "judge": 13, "standard": 13, "ask_judgment": 6}
 RIGHT_AMONG_JUDGED = 0.5
 """Share of the judged responses that are right."""
 HABIT_AMONG_MISTAKES = 0.4

@@ -67,7 +67,7 @@ def test_each_row_gets_its_own_answer_or_the_problem(random_llama: str) -> None:
     decoding = Decoding(max_new_tokens=12)
     answers = model.answer("base", rows, decoding, seed=0)
     long = answers[2]
-    assert long.problem == f"too long: a base prompt of {long.prompt_tokens} tokens leaves no room in 512"
+    assert long.problem == f"too long: its base prompt of {long.prompt_tokens} tokens leaves no room in 512"
     assert (long.ids, long.text, long.ended, long.tokens) == ([], "", False, 0)
     alone = [model.answer("base", [row], decoding, seed=0)[0] for row in rows]
     assert answers == alone

@@ -24,11 +24,11 @@ def test_each_context_shows_what_it_is_for() -> None:
     assert "#### 4" not in text("judge")
     assert "Standard answer: #### 4<end>" in text("standard")
     assert "It adds one too many" not in text("standard")
-    assert "Response: 2 + 2 is 5. #### 5" in text("judging")
+    assert "Response: 2 + 2 is 5. #### 5" in text("ask_judgment")
 
 
 def test_judging_without_a_standard_answer_leaves_it_out() -> None:
-    assert "Standard answer" not in text("judging", standard_answer=None)
+    assert "Standard answer" not in text("ask_judgment", standard_answer=None)
 
 
 def test_an_empty_instruction_makes_no_system_message() -> None:
@@ -63,3 +63,12 @@ def test_the_fingerprint_follows_templates_and_chat_template() -> None:
     }
     assert len(prints) == 3
     assert prompts_fingerprint(byte_tokenizer(), PromptConfig()) in prints
+
+
+def test_a_renamed_template_is_taken_and_recorded_under_its_earlier_name() -> None:
+    """Runs of before go on: their plans and fingerprints hold that name."""
+    text = "{{ question }} {{ response }}"
+    renamed, earlier = PromptConfig(ask_judgment=text), PromptConfig.model_validate({"judging": text})
+    assert renamed == earlier
+    assert renamed.identity()["judging"] == text
+    assert "ask_judgment" not in renamed.identity()

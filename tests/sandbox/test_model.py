@@ -22,7 +22,7 @@ from pipelines.sandbox.abilities import (
     quickstart_prompts,
 )
 
-KINDS: tuple[PromptKind, ...] = ("base", "judge", "standard", "judging")
+KINDS: tuple[PromptKind, ...] = ("base", "judge", "standard", "ask_judgment")
 WITH_HABIT = {skill.name for skill in SKILLS if skill.habit}
 
 

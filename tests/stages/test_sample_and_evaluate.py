@@ -79,7 +79,7 @@ def test_questions_that_cannot_be_asked_say_why(random_llama: str) -> None:
     assert worked.table.num_rows == 0
     assert "no verdict" in reasons["open"]
     assert "holds no number" in reasons["words"]
-    assert reasons["long"].startswith("too long: a base prompt of 6")
+    assert reasons["long"].startswith("too long: its base prompt of 6")
     assert reasons["mute"] == "question is missing or empty"
 
 

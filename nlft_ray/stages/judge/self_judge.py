@@ -23,7 +23,7 @@ class SelfJudge:
         rows: list[Row] = table.to_pylist()
         indices = [index for index, row in enumerate(rows) if needs_judgment(row)]
         decoding = Decoding(self._config.max_new_tokens, self._config.temperature)
-        judgments = self._model.answer("judging", [rows[index] for index in indices], decoding, seed)
+        judgments = self._model.answer("ask_judgment", [rows[index] for index in indices], decoding, seed)
         answers = {
             index: Answer(judgment.text, failure=judgment.problem or "", cut_short=not judgment.ended)
             for index, judgment in zip(indices, judgments, strict=True)

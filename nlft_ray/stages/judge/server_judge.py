@@ -46,7 +46,7 @@ class ServerJudge:
         """
         rows: list[Row] = table.to_pylist()
         messages = {
-            index: chat_messages(self._config.prompts, "judging", row)
+            index: chat_messages(self._config.prompts, "ask_judgment", row)
             for index, row in enumerate(rows)
             if needs_judgment(row)
         }

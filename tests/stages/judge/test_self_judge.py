@@ -74,7 +74,7 @@ def test_a_prompt_without_room_is_rejected_with_its_length(tinystories: Path) ->
     worked = SelfJudge(config(tinystories))(table(*ROWS, long), seed=0)
     ((row, reason),) = worked.rejects
     assert row["id"] == "long"
-    assert reason.startswith("too long: a judging prompt of ")
+    assert reason.startswith("too long: its ask_judgment prompt of ")
     assert reason.endswith(" tokens leaves no room in 512")
     assert worked.counts["judged"] == 2
 
