@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class InlineExecutor:
-    """Works here, with the threads that an actor would have: the same work gives the same table, bit for bit."""
+    """An executor in this process, with the threads that an actor would have: the table is the same, bit for bit."""
 
     def connect_during(self, work: Callable[[], T]) -> T:
-        """What `work` returns: there is nothing to connect to."""
+        """The result of `work`; there is nothing to connect to."""
         return work()
 
     def has_gpus(self, work: TableWork) -> bool:

@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class RayExecutor:
-    """Works on the cluster at `address` (see `ray_cluster.connect`)."""
+    """An executor on the Ray cluster at `address` (see `ray_cluster.connect`)."""
 
     def __init__(self, address: str | None):
         self._address = address
 
     def connect_during(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done while Ray starts.
+        """The result of `work`, which runs while Ray starts.
 
         Raises:
             UserError: no cluster answers; or as `work` raises it.
@@ -33,7 +33,7 @@ class RayExecutor:
         return ray_cluster.connect_during(work, self._address)
 
     def has_gpus(self, work: TableWork) -> bool:
-        """Whether workers will have GPUs, which the cluster that is connected to says.
+        """Whether workers will have GPUs, by what the cluster has.
 
         Raises:
             UserError: no cluster answers, or the label selector is not one.
@@ -109,7 +109,7 @@ def _size_pool(work: TableWork, shards: int) -> tuple[float, ray.data.ActorPoolS
 
 
 class _ShardActor:
-    """Holds one worker, with its model, for all the shards that this process is given."""
+    """An actor that holds one worker, with its model, for all the shards that its process is given."""
 
     def __init__(self, work: TableWork):
         self._work = work

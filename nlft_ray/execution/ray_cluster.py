@@ -39,7 +39,7 @@ def connect(address: str | None) -> None:
 
 
 def connect_during(work: Callable[[], T], address: str | None) -> T:
-    """What `work` returns, done while Ray starts, which is mostly waiting.
+    """The result of `work`, which runs while Ray starts: that is mostly waiting.
 
     Raises:
         UserError: no cluster answers at `address`; or as `work` raises it.
@@ -90,7 +90,7 @@ def gpus_of_worker(wanted: float | None, nodes: Sequence[Mapping[str, float]]) -
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The user's mistake inside an error that came through Ray, if that is what it is."""
+    """The user's mistake inside an error that came through Ray; None where there is none."""
     while error is not None:
         cause = getattr(error, "cause", None)
         for candidate in (error, cause):

@@ -150,7 +150,7 @@ def _do_missing(work: TableWork, executor: Executor, shards: list[Shard], report
 
 
 def _reopen(output: Folder, shards: list[Shard]) -> None:
-    """Make a folder that is not whole one that does not claim to be, and rid it of what is not part of the plan."""
+    """Delete the manifest of an output that is not whole, and the files that are no part of its plan."""
     if output.has(MANIFEST):
         log(f"{output}: files are missing or damaged; they are made again.")
         output.delete(MANIFEST)
@@ -160,7 +160,7 @@ def _reopen(output: Folder, shards: list[Shard]) -> None:
 
 
 def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str]) -> None:
-    """Shards whose input rows are others by now are not done."""
+    """Drop the reports and the files of shards whose input rows have changed since they were made."""
     for shard in shards:
         if shard.number in reports and reports[shard.number].ids != ids[shard.number]:
             log(f"input: {shard.file} was changed since {shard.name} was made of it; it is made again.")
@@ -169,8 +169,12 @@ def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, Shar
 
 
 def _audit(shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str], input_manifest: Manifest) -> None:
-    """Every input id is in the output or among the rejects exactly once: each shard was checked where it was worked
-    on, so what is left is that the shards are all there, and were made of the input as it is.
+    """Check that every input id is in the output or among the rejects exactly once.
+
+    Each shard was checked where it was worked on. What is left is that all shards were made of the input as it is.
+
+    Raises:
+        UserError: the input was changed meanwhile, or does not hold what its manifest says.
     """
     changed = [shard.file for shard in shards if reports[shard.number].ids != ids[shard.number]]
     if changed:

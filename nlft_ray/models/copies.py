@@ -41,7 +41,7 @@ def local_copy(folder: Folder, patterns: Sequence[str]) -> Path:
 
 
 def _fill(copy: Path, folder: Folder, names: Sequence[str]) -> None:
-    """Copy files into a folder that shows under its name when it is whole. What a killed process left of it goes."""
+    """Copy files into a folder that gets its name when it is whole; what a killed process left of it goes first."""
     for left in copy.parent.glob(f".{copy.name}.*"):
         shutil.rmtree(left)
     partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")

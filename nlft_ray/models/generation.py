@@ -86,7 +86,7 @@ class PromptedModel:
 
 
 class Generator:
-    """Continues prompts. The seed, the prompts and the batch size determine what comes out on a CPU, bit for bit."""
+    """A model that continues prompts. On a CPU, seed, prompts and batch size determine what comes out, bit for bit."""
 
     def __init__(self, model: PreTrainedModel, *, end_of_turn: int, max_length: int, batch_size: int):
         self._model = model

@@ -18,16 +18,16 @@ _NAMED = 5  # ids that a message names
 
 
 def check_shard(place: str, ids_in: Sequence[str], ids_made: Sequence[str], draws: int) -> None:
-    """What a worker made of a shard has each input id once: in a row or a reject.
+    """Check that what a worker made of a shard has each input id once: in a row or a reject.
 
     Where several rows are drawn from each, they are `id/0`, `id/1`, …; an id rejected before that stands for itself.
 
     Raises:
         UserError: names ids that were lost, that stand twice, or that were not in the input.
     """
-    made = Counter(ids_made)
-    twice = [id for id, count in made.items() if count > 1]
-    remaining, lost = set(made), []
+    counts = Counter(ids_made)
+    twice = [id for id, count in counts.items() if count > 1]
+    remaining, lost = set(counts), []
     for id in ids_in:
         drawn = {f"{id}/{draw}" for draw in range(draws)} if draws > 1 else {id}
         if drawn <= remaining:
@@ -37,13 +37,13 @@ def check_shard(place: str, ids_in: Sequence[str], ids_made: Sequence[str], draw
         else:
             lost.append(id)
     problems = [("lost", lost), ("there twice", twice), ("not from the input", sorted(remaining))]
-    found = [f"{len(ids)} {what}: {_names(ids)}" for what, ids in problems if ids]
-    if found:
-        raise UserError(f"{place}: the audit of ids failed, and nothing of it was written. {'; '.join(found)}.")
+    messages = [f"{len(ids)} {what}: {_names(ids)}" for what, ids in problems if ids]
+    if messages:
+        raise UserError(f"{place}: the audit of ids failed, and nothing of it was written. {'; '.join(messages)}.")
 
 
 def digest(ids: Sequence[str]) -> str:
-    """Identifies a shard's ids and their order."""
+    """Short hash of a shard's ids and their order."""
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16]
 
 

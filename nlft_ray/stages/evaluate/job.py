@@ -1,4 +1,4 @@
-"""Where evaluation runs: Ray Data actors, one model each."""
+"""The course of stage `evaluate`: one model in each worker, and the accuracy of them all."""
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.errors import UserError

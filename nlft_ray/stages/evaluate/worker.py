@@ -1,4 +1,4 @@
-"""Answers a table of test questions greedily and checks the answers, in this process."""
+"""Predictions for a table of test questions, in this process: greedy answers, checked by a verifier."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from nlft_ray.tables.schema import PREDICTIONS
 
 
 class EvaluateWorker:
-    """Every question counts: one that is too long for the model is a wrong prediction, never a dropped row."""
+    """A worker that answers and checks. A question too long for the model is a wrong prediction, no dropped row."""
 
     schema = PREDICTIONS
 

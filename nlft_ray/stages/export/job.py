@@ -1,4 +1,4 @@
-"""Export runs in this process: it moves weights, and there is nothing to spread.
+"""The course of stage `export`, which moves weights in this process: there is nothing to spread.
 
 The folder holds what `transformers` loads (weights, configuration, tokenizer), or with merge=false what PEFT loads (the
 adapter, which names its base model, and the tokenizer); README.md, the model card (`analysis/model_card.py`); and
@@ -85,11 +85,11 @@ def _metadata(base: ModelConfig) -> dict[str, Any]:
 
 
 def _check_base(base: ModelConfig, trained: Manifest) -> None:
-    found = model_fingerprint(base)
-    if found != trained.identity.model:
+    present = model_fingerprint(base)
+    if present != trained.identity.model:
         raise UserError(
             f"input: {base.path} is not the model any more that was trained (weights: {trained.identity.model} then, "
-            f"{found} now). Bring the original back, or train again."
+            f"{present} now). Bring the original back, or train again."
         )
 
 

@@ -75,12 +75,12 @@ def _gsm8k(record: Record, counts: Counter[str]) -> Row:
 
 
 def _own_id(record: Record) -> Row:
-    found = text_of(record, "id")
-    return {"id": found} if found else {}
+    id = text_of(record, "id")
+    return {"id": id} if id else {}
 
 
 def _question_of_nlft(record: Record) -> Row:
-    """The released files hold the system text in `instruction` and the question in `input`."""
+    """A question of the released files, which hold the system text in `instruction` and the question in `input`."""
     instruction, question = text_of(record, "instruction"), text_of(record, "input")
     if question is None:
         instruction, question = None, instruction
@@ -88,13 +88,13 @@ def _question_of_nlft(record: Record) -> Row:
 
 
 def _question_of_cut(record: Record) -> Row:
-    """Alpaca's `instruction` is the task itself; `input` is its material."""
+    """A question of Alpaca's fields: `instruction` is the task itself, `input` its material."""
     task, material = text_of(record, "instruction"), text_of(record, "input")
     return {"question": f"{task}\n{material}" if task and material else task}
 
 
 def _judged(record: Record, min_correct_score: float, counts: Counter[str]) -> Row:
-    """What `nlft` and `cut` say about the response."""
+    """Columns that follow from what a record of `nlft` or `cut` says about its response."""
     judgment, score = text_of(record, "judgment"), record.get("score")
     if judgment == FAILED_JUDGMENT:
         raise BadRow(f"judgment is {FAILED_JUDGMENT}: the judge had failed")
@@ -142,10 +142,10 @@ def _columns_format(columns: Mapping[str, str]) -> Format:
 def _verdict(row: Row, record: Record, columns: Mapping[str, str]) -> str:
     if "verdict" in columns:
         value = look_up(record, columns["verdict"])
-        found = _VERDICTS.get(str(value).strip().lower())
-        if found is None:
+        verdict = _VERDICTS.get(str(value).strip().lower())
+        if verdict is None:
             raise BadRow("verdict is none of correct, incorrect, true, false, 1, 0")
-        return found
+        return verdict
     if row.get("judgment"):
         return INCORRECT
     response, answer = row.get("response"), row.get("standard_answer")

@@ -64,7 +64,7 @@ def import_data(config: ImportConfig) -> StageResult:
 
 @dataclass
 class _Parts:
-    """Writes rows into numbered files, a fixed number in each."""
+    """A writer of numbered files with a fixed number of rows in each."""
 
     folder: Folder
     schema: pa.Schema
@@ -141,21 +141,21 @@ class _Writing:
     def _row(self, raw: Raw) -> dict[str, Any]:
         """The row with all columns of the table. An id column that is mapped must be filled in every row."""
         assert raw.record is not None
-        found = self._form.convert(raw.record, self._counts)
-        row = {name: found.get(name) or self._defaults.get(name) for name in self._schema.names}
+        converted = self._form.convert(raw.record, self._counts)
+        row = {name: converted.get(name) or self._defaults.get(name) for name in self._schema.names}
         row["instruction"] = row["instruction"] or ""
-        if not row["id"] and "id" not in found:
+        if not row["id"] and "id" not in converted:
             row["id"] = raw.id
         return row
 
     def _reject(self, raw: Raw, row_id: str, problem: str, detail: str = "") -> None:
-        """The reason names the place; the count is by the kind of problem alone."""
+        """Write a reject, whose reason names the place, and count it by the kind of problem alone."""
         kind, _, more = problem.partition(": ")
         self._reasons[kind] += 1
         reason = f"{kind}: {', '.join(filter(None, (raw.place, more, detail)))}"
-        kept: Any = raw.text if raw.record is None else _encodable(raw.record)
-        where = {"id": row_id, "place": raw.place, "row": kept}
-        reject = rejects_table("import", [(where, reason)]).to_pylist()[0]
+        row: Any = raw.text if raw.record is None else _encodable(raw.record)
+        source_row = {"id": row_id, "place": raw.place, "row": row}
+        reject = rejects_table("import", [(source_row, reason)]).to_pylist()[0]
         self._rejects.add(reject)
 
 

@@ -56,7 +56,7 @@ def read_file(file: SourceFile) -> Iterator[Raw]:
 
 
 def _begins_as_array(file: SourceFile) -> bool:
-    """Files that end in .json often hold one object a line all the same.
+    """Whether a .json file holds one array; many hold one object a line all the same.
 
     Raises:
         UserError: it is one JSON object, spread over lines.

@@ -64,12 +64,12 @@ def _folder_source(folder: Folder) -> "FileSource":
             f"source: {folder} is a table of nlft-ray already: name it as another stage's input, or import "
             f"{folder / 'data'}."
         )
-    taken = [name for name in names if name.endswith(SUFFIXES)]
-    if not taken:
+    readable = [name for name in names if name.endswith(SUFFIXES)]
+    if not readable:
         raise UserError(f"source: {folder} holds no files that end in {', '.join(SUFFIXES)}.")
-    if len(taken) < len(names):
-        log(f"import: of {folder}, these files are left aside: {', '.join(sorted(set(names) - set(taken)))}")
-    files = [_source_file(folder, name) for name in taken]
+    if len(readable) < len(names):
+        log(f"import: of {folder}, these files are left aside: {', '.join(sorted(set(names) - set(readable)))}")
+    files = [_source_file(folder, name) for name in readable]
     stems = Counter(file.stem for file in files)
     distinct = [file if stems[file.stem] == 1 else SourceFile(folder, file.name, file.name) for file in files]
     return FileSource(folder.path.rpartition("/")[2], distinct)

@@ -26,7 +26,7 @@ class RequestFailed(Exception):
 
 
 class ChatServer:
-    """Where requests go. Holds the key, and keeps it out of every message."""
+    """The way to a chat server: it holds the key, and keeps it out of every message."""
 
     def __init__(self, server: JudgeServer):
         """Raises UserError: the `openai` package is missing, or the key's variable is unset or holds no key."""

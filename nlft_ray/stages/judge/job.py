@@ -1,4 +1,4 @@
-"""Where judging runs: Ray Data actors, with one model each or with one server for all."""
+"""The course of stage `judge`: one model in each worker, or one server for all."""
 
 from nlft_ray.config import JudgeConfig
 from nlft_ray.execution.table_stage import run_table_stage

@@ -1,4 +1,4 @@
-"""What both judges share: which rows wait for a judgment, and what becomes of them once there is one."""
+"""The rules that both judges share: which rows need a judgment, and what becomes of them once there is one."""
 
 import re
 from collections import Counter
@@ -36,7 +36,7 @@ def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pa
     """
     counts = Counter[str]({"incorrect": sum(row["verdict"] == INCORRECT for row in rows)})
     examples: list[Row] = []
-    worked = WorkResult(EXAMPLES.empty_table())
+    result = WorkResult(EXAMPLES.empty_table())
     for index, row in enumerate(rows):
         answer = answers.get(index)
         if answer is None:
@@ -44,16 +44,16 @@ def with_answers(rows: Sequence[Row], answers: Mapping[int, Answer], disputed_pa
             continue
         judged = {**row, "judgment": answer.judgment}
         if answer.failure:
-            worked.rejects.append((row, answer.failure))
+            result.rejects.append((row, answer.failure))
         elif not answer.judgment:
-            worked.rejects.append((row, "the judgment is empty"))
+            result.rejects.append((row, "the judgment is empty"))
         elif re.search(disputed_pattern, answer.judgment):
             counts["disputed"] += 1
-            worked.set_aside.append((judged, "disputed: the judge says that the response is right"))
+            result.set_aside.append((judged, "disputed: the judge says that the response is right"))
         else:
             counts["judged"] += 1
             counts["judgments_cut_short"] += answer.cut_short
             examples.append(judged)
-    worked.table = pa.Table.from_pylist(examples, schema=EXAMPLES)
-    worked.counts = {name: float(count) for name, count in counts.items()}
-    return worked
+    result.table = pa.Table.from_pylist(examples, schema=EXAMPLES)
+    result.counts = {name: float(count) for name, count in counts.items()}
+    return result

@@ -1,4 +1,4 @@
-"""The target model judges its own responses, in this process."""
+"""Judgments by the target model itself, in this process."""
 
 import pyarrow as pa
 
@@ -10,7 +10,7 @@ from nlft_ray.tables.schema import EXAMPLES
 
 
 class SelfJudge:
-    """Prompts the model with its own incorrect responses and keeps what it says about them."""
+    """A worker that shows the model its own incorrect responses and asks what is wrong with them."""
 
     schema = EXAMPLES
 
@@ -28,6 +28,6 @@ class SelfJudge:
             index: Answer(judgment.text, failure=judgment.problem or "", cut_short=not judgment.ended)
             for index, judgment in zip(indices, judgments, strict=True)
         }
-        worked = with_answers(rows, answers, self._config.disputed_pattern)
-        worked.tokens = sum(judgment.tokens for judgment in judgments)
-        return worked
+        result = with_answers(rows, answers, self._config.disputed_pattern)
+        result.tokens = sum(judgment.tokens for judgment in judgments)
+        return result

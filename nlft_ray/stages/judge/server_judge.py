@@ -1,4 +1,4 @@
-"""A chat server judges the responses, many at once, and is asked nothing twice."""
+"""Judgments by a chat server: many requests at once, and none twice."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +23,7 @@ _OPENAI = "api.openai.com"
 
 
 class ServerJudge:
-    """Sends incorrect responses to `config.server`, whose cache folder must be set."""
+    """A worker that sends incorrect responses to `config.server`, whose cache folder must be set."""
 
     schema = EXAMPLES
 
@@ -38,7 +38,7 @@ class ServerJudge:
         return ChatServer(self._server)
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
-        """`seed` is the shard's and goes unused: an answer must not depend on how the table is cut.
+        """Ask for the judgments of a table. `seed` goes unused: an answer must not depend on how the table is cut.
 
         Raises:
             UserError: the `openai` package is missing, the key's variable is unset, or the server cannot be reached,
@@ -52,13 +52,13 @@ class ServerJudge:
         }
         conversation = _Conversation(self._cache, self._server.base_url)
         answers = asyncio.run(self._ask_all(conversation, messages)) if messages else {}
-        worked = with_answers(rows, answers, self._config.disputed_pattern)
-        worked.counts |= {name: float(count) for name, count in conversation.counts.items()}
-        worked.tokens = conversation.tokens
-        return worked
+        result = with_answers(rows, answers, self._config.disputed_pattern)
+        result.counts |= {name: float(count) for name, count in conversation.counts.items()}
+        result.tokens = conversation.tokens
+        return result
 
     def _request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        """OpenAI itself has renamed `max_tokens`; most other servers know it by the old name."""
+        """The body of a request. OpenAI itself renamed `max_tokens`, which most other servers know by its old name."""
         host = urlsplit(self._server.base_url).hostname
         limit = "max_completion_tokens" if host == _OPENAI else "max_tokens"
         config = self._config

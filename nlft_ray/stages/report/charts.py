@@ -89,19 +89,20 @@ class _Scale:
 
 
 def _scale(series: Mapping[str, Sequence[tuple[int, float]]]) -> _Scale:
-    """Logarithmic, over four decades at most, where one policy's values would flatten another's to nothing."""
-    values = [value for points in series.values() for _, value in points if value > 0]
-    typical = [median(found) for points in series.values() if (found := [value for _, value in points if value > 0])]
+    """The scale of a chart: logarithmic where one policy's values would flatten another's; four decades at most."""
+    by_line = [[value for _, value in points if value > 0] for points in series.values()]
+    highest = max(value for values in by_line for value in values)
+    typical = [median(values) for values in by_line if values]
     if max(typical) < _FLATTENED * min(typical):
-        return _Scale(0.0, _round_up(max(values)))
-    top = math.ceil(math.log10(max(values)))
+        return _Scale(0.0, _round_up(highest))
+    top = math.ceil(math.log10(highest))
     bottom = max(math.floor(math.log10(min(typical))), top - 4)
     return _Scale(10.0**bottom, 10.0**top)
 
 
 def _finite(key: str, lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    found = [(line["step"], line.get(key)) for line in lines]
-    return [(step, float(value)) for step, value in found if value is not None and math.isfinite(value)]
+    points = [(line["step"], line.get(key)) for line in lines]
+    return [(step, float(value)) for step, value in points if value is not None and math.isfinite(value)]
 
 
 def _points(points: Sequence[tuple[int, float]], steps: int, scale: _Scale) -> str:

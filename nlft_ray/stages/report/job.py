@@ -1,4 +1,4 @@
-"""The report runs in this process: it reads tables and writes one page."""
+"""The course of stage `report`, which reads tables and writes one page in this process."""
 
 import time
 from pathlib import PurePosixPath
@@ -61,7 +61,7 @@ def _place(config: ReportConfig) -> tuple[Folder, str]:
 
 
 def _check_free(folder: Folder) -> None:
-    """The page's record must not replace another stage's."""
+    """Refuse a folder that holds another stage's output, whose record the page's would replace."""
     if not folder.has(MANIFEST):
         return
     stage = Manifest.model_validate_json(folder.read_text(MANIFEST)).identity.stage
@@ -98,7 +98,7 @@ def _set_name(run: ScoredRun) -> str:
 
 
 def _policy(config: ReportConfig, run: ScoredRun) -> Policy:
-    """The setting's; else that of the run's first training; else the default one."""
+    """The policy of the setting; else of the run's first training; else the default one."""
     if config.policy is not None:
         return config.policy
     trained = [record.manifest.identity.config["policy"] for record in run.of_stage("train")]

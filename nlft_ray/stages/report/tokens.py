@@ -136,7 +136,7 @@ def _texts_by_id(examples: Folder | None, ids: set[str]) -> dict[str, dict[str, 
 
 
 def response_texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """As `token_texts`, in time linear in the number of tokens where the tokenizer allows it.
+    """Text of each token, as `token_texts`, in linear time where the tokenizer allows it.
 
     Only the tokens since the last complete character are decoded anew, after one complete piece of context, since
     the first token of a text may lose its space.

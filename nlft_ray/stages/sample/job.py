@@ -1,4 +1,4 @@
-"""Where sampling runs: Ray Data actors, one model each."""
+"""The course of stage `sample`: one model in each worker."""
 
 from nlft_ray.config import SampleConfig
 from nlft_ray.execution.table_stage import run_table_stage

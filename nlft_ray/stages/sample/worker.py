@@ -1,4 +1,4 @@
-"""Draws responses for a table of questions, in this process."""
+"""Responses to a table of questions, in this process."""
 
 from collections import Counter
 from typing import Any
@@ -13,7 +13,7 @@ from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES
 
 
 class SampleWorker:
-    """Prompts the model in the base context and compares what it says with the standard answer."""
+    """A worker that prompts the model in the base context and compares what it says with the standard answer."""
 
     schema = RESPONSES
 
@@ -25,11 +25,11 @@ class SampleWorker:
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         config, draws = self._config, self._config.responses_per_question
         questions, rejects = usable_questions(table, config.verifier)
-        asked = [question for question in questions for _ in range(draws)]
+        repeated = [question for question in questions for _ in range(draws)]
         decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p)
-        responses = self._model.answer("base", asked, decoding, seed)
+        responses = self._model.answer("base", repeated, decoding, seed)
         rows, counts = [], Counter[str]()
-        for number, (question, response) in enumerate(zip(asked, responses, strict=True)):
+        for number, (question, response) in enumerate(zip(repeated, responses, strict=True)):
             draw = number % draws
             if response.problem:
                 if draw == 0:  # of the question, whatever would be drawn

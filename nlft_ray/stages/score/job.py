@@ -1,4 +1,4 @@
-"""Where scoring runs: Ray Data actors, one model each."""
+"""The course of stage `score`: one model in each worker."""
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.table_stage import run_table_stage

@@ -1,4 +1,4 @@
-"""Scores a table of examples, in this process."""
+"""Facts about the tokens of a table of examples, in this process."""
 
 from collections.abc import Sequence
 from typing import Any
