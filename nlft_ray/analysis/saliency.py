@@ -1,17 +1,19 @@
 """One scored response, token by token, as a policy sees it: what a terminal or a page shows."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from nlft_ray.core.policies.base import Policy, Role, TokenWeights
+from nlft_ray.core.facts import FloatArray, TokenFacts
+from nlft_ray.core.policies.base import Policy, Role
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.schema import INCORRECT
-from nlft_ray.tables.scored import facts_of
-from nlft_ray.tables.shards import read_rows
+from nlft_ray.tables.schema import INCORRECT, SCORED
+from nlft_ray.tables.scored import facts_of, read_facts
+from nlft_ray.tables.shards import DATA
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,45 @@ def losing_example(scored: Folder, examples: Folder, tokenizer: Any, policy: Pol
     """The first incorrect response in which the policy finds a losing token; None where there is none."""
     if policy.target != "response":
         return None
-    for row in read_rows(scored):
-        if row["verdict"] != INCORRECT:
-            continue
-        weights = policy.weigh(facts_of(row))
-        if weights.sign.min() < 0:
-            example = next(example for example in read_rows(examples) if example["id"] == row["id"])
-            return SaliencyView(example, policy.name, token_views(row, weights, tokenizer))
+    for row in read_facts(scored, SCORED.names):
+        if row["verdict"] == INCORRECT and policy.weigh(facts_of(row)).sign.min() < 0:
+            example = find_row(examples, row["id"])
+            assert example is not None  # it was scored
+            return SaliencyView(example, policy.name, token_views(row, policy, tokenizer))
     return None
 
 
-def token_views(row: Mapping[str, Any], weights: TokenWeights, tokenizer: Any) -> list[TokenView]:
-    """Every response token of a scored row under a policy's weights."""
-    texts = token_texts(tokenizer, row["input_ids"][row["response_start"] :])
+def find_row(folder: Folder, row_id: str, part: str = DATA) -> dict[str, Any] | None:
+    """The first row with this id in a table, or in its rejects, read from the one row group that holds it."""
+    for name in (folder / part).files(".parquet"):
+        file = (folder / part).open_parquet(name)
+        for group in range(file.num_row_groups):
+            at = pc.index(file.read_row_group(group, columns=["id"])["id"], pa.scalar(row_id)).as_py()
+            if at >= 0:
+                return file.read_row_group(group).slice(at, 1).to_pylist()[0]
+    return None
+
+
+def token_views(row: Mapping[str, Any], policy: Policy, tokenizer: Any) -> list[TokenView]:
+    """Every response token of a scored row as the policy sees it."""
+    facts = facts_of(row)
+    weights = policy.weigh(facts)
     roles = weights.roles.tolist()
-    tops = row["top_standard"]
-    tops = [] if tops is None else tops
+    ids, tops = row["input_ids"][row["response_start"] :], row["top_standard"]
     return [
         TokenView(
             text=text,
-            p_base=math.exp(row["logp_base"][t]),
-            p_judge=_probability(row["logp_judge"], t),
-            p_standard=_probability(row["logp_standard"], t),
-            top_standard=tokenizer.decode([tops[t]]) if len(tops) else "",
+            p_base=math.exp(facts.logp_base[t]),
+            p_judge=_probability(facts.logp_judge, t),
+            p_standard=_probability(facts.logp_standard, t),
+            top_standard="" if tops is None else tokenizer.decode([int(tops[t])]),
             top_p=_probability(row["top_logp_standard"], t),
             role=cast(Role, roles[t]),
             weight=float(weights.weight[t]),
             sign=int(weights.sign[t]),
-            neighbours=dict(_neighbours(row["hidden_cos"], t, len(texts))),
+            neighbours=dict(_neighbours(facts, t)),
         )
-        for t, text in enumerate(texts)
+        for t, text in enumerate(token_texts(tokenizer, [int(token) for token in ids]))
     ]
 
 
@@ -92,13 +103,13 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     return texts
 
 
-def _neighbours(hidden_cos: Sequence[float], t: int, n: int) -> Iterator[tuple[int, float]]:
-    """From (n·K,) cosines of each token to the K that follow it: those of token t, in both directions."""
-    window = len(hidden_cos) // n
-    for offset in range(-min(window, t), min(window, n - 1 - t) + 1):
+def _neighbours(facts: TokenFacts, t: int) -> Iterator[tuple[int, float]]:
+    """Offset and cosine of the hidden states for the tokens around token t, within the stored window."""
+    window = facts.hidden_cos.shape[1]
+    for offset in range(-min(window, t), min(window, facts.n - 1 - t) + 1):
         if offset:
-            yield offset, float(hidden_cos[min(t, t + offset) * window + abs(offset) - 1])
+            yield offset, facts.cosine(t, t + offset)
 
 
-def _probability(logp: list[float] | None, t: int) -> float:
-    return np.nan if logp is None else math.exp(logp[t])
+def _probability(logp: FloatArray | None, t: int) -> float:
+    return math.nan if logp is None else math.exp(logp[t])

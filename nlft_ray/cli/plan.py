@@ -5,6 +5,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from nlft_ray.cli.tables import result_table
 from nlft_ray.config import LoraConfig
 from nlft_ray.planning.choice import ScoringChoice, TrainingChoice
 from nlft_ray.planning.devices import GIB
@@ -43,9 +44,8 @@ def _show_subject(plan: Plan, console: Console) -> None:
 
 
 def _needs(plan: Plan) -> Table:
-    table = _table("Memory of each worker at its highest, GiB", "")
-    for heading in (*_PARTS, "total", "there is", "highest at"):
-        table.add_column(heading, justify="left" if heading == "highest at" else "right")
+    headings = ("", *_PARTS, "total", "there is", "highest at")
+    table = result_table("Memory of each worker at its highest, GiB", headings, left=("highest at",))
     scoring, training = plan.scoring, plan.training
     title = f"score, {scoring.max_tokens_per_batch:,} tokens a pass"
     table.add_row(title, *_parts(scoring.memory), _total(scoring), _gib(scoring.usable), scoring.memory.moment)
@@ -58,10 +58,8 @@ def _needs(plan: Plan) -> Table:
 
 def _stages(plan: Plan) -> Table:
     workers = plan.alternatives[0].by_stage[0][0].training.workers
-    table = _table(f"Training with one example in a micro-batch, GiB on each of {workers} workers", "ZeRO stage")
-    for way in ("LoRA", "full"):
-        table.add_column(way, justify="right")
-        table.add_column("checkpointed", justify="right")
+    title = f"Training with one example in a micro-batch, GiB on each of {workers} workers"
+    table = result_table(title, ("ZeRO stage", "LoRA", "checkpointed", "full", "checkpointed"))
     lora, full = plan.alternatives
     for stage in lora.by_stage:
         table.add_row(str(stage), *(_total(choice) for way in (lora, full) for choice in way.by_stage[stage]))
@@ -115,11 +113,3 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.3g} {name}"
     return str(number)
-
-
-def _table(title: str, first: str) -> Table:
-    from rich import box
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
-    return table

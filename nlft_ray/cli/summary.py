@@ -1,26 +1,23 @@
-"""What a person sees when a command ends: a table, one coloured example, and where things lie."""
+"""The end of a command in a terminal: a table, one coloured example, and where things lie."""
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from nlft_ray.analysis.saliency import losing_example
 from nlft_ray.chain import PolicyOutcome, RunResult
 from nlft_ray.cli.plan import show_plan
+from nlft_ray.cli.tables import result_console, result_table
 from nlft_ray.cli.tokens import show_response
 from nlft_ray.models.loading import load_tokenizer
 from nlft_ray.planning.plan import Plan
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Manifest, StageResult
 
-_LOG_FILE_COLUMNS = 120
-
 
 def show(result: StageResult | RunResult | Plan, console: Console | None = None) -> None:
     """Print a result for a person."""
-    console = console or _console()
+    console = console or result_console()
     if isinstance(result, RunResult):
         _show_run(result, console)
     elif isinstance(result, Plan):
@@ -29,23 +26,10 @@ def show(result: StageResult | RunResult | Plan, console: Console | None = None)
         _show_stage(result, console)
 
 
-def _console() -> Console:
-    """In a log file, as wide as the tables need; in a terminal, as wide as it is."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_LOG_FILE_COLUMNS)
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
-    return table
-
-
 def _show_stage(result: StageResult, console: Console) -> None:
     manifest = result.manifest
-    table = _table(manifest.identity.stage + " (already complete)" * result.reused, "")
-    table.add_column("", justify="right")
-    table.show_header = False
+    title = manifest.identity.stage + " (already complete)" * result.reused
+    table = result_table(title, ("", ""), show_header=False)
     for name, value in _facts(manifest):
         table.add_row(name, value)
     console.print(table)
@@ -69,11 +53,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _show_run(result: RunResult, console: Console) -> None:
     title = "Accuracy on the test questions, with 95 % intervals" if result.before else "Trained models"
-    table = _table(title, "policy")
-    if result.config.rounds > 1:
-        table.add_column("round", justify="right")
-    for heading in ("examples", "correct + incorrect", "before", "after", "training, s"):
-        table.add_column(heading, justify="right")
+    rounds = ("round",) if result.config.rounds > 1 else ()
+    headings = ("policy", *rounds, "examples", "correct + incorrect", "before", "after", "training, s")
+    table = result_table(title, headings)
     for outcome in result.outcomes:
         table.add_row(*_outcome_row(result, outcome))
     console.print(table)

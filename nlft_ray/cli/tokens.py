@@ -4,12 +4,12 @@ import math
 import unicodedata
 from collections.abc import Callable
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from nlft_ray.analysis.saliency import SaliencyView, TokenView
+from nlft_ray.cli.tables import result_table
 from nlft_ray.core.policies.base import Role
 from nlft_ray.tables.schema import CORRECT
 
@@ -64,7 +64,8 @@ def show_response(view: SaliencyView, console: Console, *, every_token: bool = F
 
 def _salient(view: SaliencyView, role: Role) -> Table:
     probabilities = {name: show for name, show in _PROBABILITIES.items() if role == "losing" or name != "p_judge"}
-    table = _table(_TITLES[role], [*probabilities, *_WEIGHT], "with the standard answer in view")
+    instead = "with the standard answer in view"
+    table = result_table(_TITLES[role], ("token", *probabilities, *_WEIGHT, instead), left=(instead,))
     for token in view.tokens:
         if token.role == role:
             figures = [show(token) for show in (probabilities | _WEIGHT).values()]
@@ -75,22 +76,13 @@ def _salient(view: SaliencyView, role: Role) -> Table:
 def _every_token(view: SaliencyView) -> Table:
     columns = _PROBABILITIES | _RATIOS | _WEIGHT | _NEIGHBOURS
     columns = {name: show for name, show in columns.items() if any(map(show, view.tokens))}
-    table = _table(_EVERY, ["class", *columns], "instead")
+    table = result_table(_EVERY, ("token", "class", *columns, "instead"), left=("class", "instead"))
     for token in view.tokens:
         figures = [show(token) for show in columns.values()]
         instead = f"{printable(token.top_standard)} ({token.top_p:.3f})" if token.top_standard else ""
         table.add_row(
             Text(printable(token.text), style=_STYLES[token.role]), token.role, *figures, Text(instead.strip())
         )
-    return table
-
-
-def _table(title: str, headings: list[str], last: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("token")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    table.add_column(last)
     return table
 
 

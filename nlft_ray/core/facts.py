@@ -1,4 +1,4 @@
-"""What scoring found out about one response. It depends on no threshold: policies turn it into weights."""
+"""Facts that scoring finds out about one response. They depend on no threshold: policies turn them into weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -71,3 +71,7 @@ class TokenFacts:
     def p_standard(self) -> FloatArray | None:
         """(n,) probability of each token under the standard context; None without a standard answer."""
         return None if self.logp_standard is None else np.exp(self.logp_standard)
+
+    def cosine(self, a: int, b: int) -> float:
+        """Cosine of h[a] and h[b], two different tokens at most K apart."""
+        return float(self.hidden_cos[min(a, b), abs(a - b) - 1])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nlft_ray.cli.inspect import BINS, figures_of, inspect
+from nlft_ray.analysis.figures import BINS, figures_of
+from nlft_ray.cli.inspect import inspect
 from nlft_ray.cli.main import main
 from nlft_ray.cli.tokens import printable
 from nlft_ray.core.policies import POLICIES
@@ -50,7 +51,7 @@ def test_figures_are_the_sums_over_all_rows_and_files(tmp_path: Path) -> None:
     assert figures.response_tokens == sum(3 + number % 7 for number in range(50))
     assert figures.without_standard_answer == 10
     for policy in RESPONSE_POLICIES:
-        share = figures.shares[policy.name]
+        share = figures.by_policy[policy.name]
         weights = [policy.weigh(facts_of(row)) for row in rows]
         assert share.scoring + share.losing == sum(one.saliency.sum() for one in weights)
         assert share.losing == sum((one.saliency & (one.sign < 0)).sum() for one in weights)

@@ -19,12 +19,13 @@ import numpy.typing as npt
 from nlft_ray.analysis.saliency import token_texts
 from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.schema import CORRECT
-from nlft_ray.tables.scored import facts_of
+from nlft_ray.tables.schema import CORRECT, SCORED
+from nlft_ray.tables.scored import facts_of, read_facts
 from nlft_ray.tables.shards import read_rows
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_NOTHING = -1  # in the column `top`: no token
+_NO_TOKEN = -1  # in the column `top`
+_NO_IDS = np.zeros(0, dtype=np.int32)
 _TEXTS = ("instruction", "question", "standard_answer", "judgment")
 
 
@@ -62,23 +63,27 @@ def read_tokens(
     Raises:
         UserError: the rows hold different numbers of cosines, so they were not scored in one go.
     """
-    rows = [*islice((row for row in read_rows(scored) if only is None or row["id"] in only), limit)]
+    every = read_facts(scored, SCORED.names)
+    rows = [*islice((row for row in every if only is None or row["id"] in only), limit)]
     texts = _texts_by_id(examples, {row["id"] for row in rows})
     windows = {len(row["hidden_cos"]) // len(row["logp_base"]) for row in rows}
     if len(windows) > 1:
         raise UserError(f"input: {scored} holds rows with different hidden_window: {sorted(windows)}.")
-    top_ids = sorted({token for row in rows for token in row["top_standard"] or []})
-    index = {token: number for number, token in enumerate(top_ids)}
+    tops = [row["top_standard"] for row in rows if row["top_standard"] is not None]
+    top_ids = np.unique(np.concatenate([_NO_IDS, *tops]))
     return TokenSet(
         name=name,
         window=windows.pop() if windows else 0,
         examples=[_example(row, texts.get(row["id"]), tokenizer) for row in rows],
-        top_texts=[tokenizer.decode([token]) for token in top_ids],
-        columns={column: pack(values) for column, values in _columns(rows, index)},
+        top_texts=[tokenizer.decode([token]) for token in top_ids.tolist()],
+        columns={column: pack(values) for column, values in _columns(rows, top_ids)},
     )
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], index: Mapping[int, int]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _columns(
+    rows: Sequence[Mapping[str, Any]], top_ids: npt.NDArray[np.int32]
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Name and values of each column; `top` holds places in the sorted `top_ids`."""
     facts = [facts_of(row) for row in rows]
     for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm"):
         yield name, _joined([_or_zeros(getattr(fact, name), fact.n) for fact in facts])
@@ -88,10 +93,12 @@ def _columns(rows: Sequence[Mapping[str, Any]], index: Mapping[int, int]) -> Ite
     yield "p_standard", _joined([_or_zeros(fact.p_standard if fact.correct else None, fact.n) for fact in facts])
     yield "top_logp_standard", _joined([_or_zeros(row["top_logp_standard"], len(row["logp_base"])) for row in rows])
     tops = [
-        [index[token] for token in row["top_standard"]] if row["top_standard"] else [_NOTHING] * len(row["logp_base"])
+        np.full(len(row["logp_base"]), _NO_TOKEN)
+        if row["top_standard"] is None
+        else np.searchsorted(top_ids, row["top_standard"])
         for row in rows
     ]
-    yield "top", np.asarray([number for top in tops for number in top], dtype="<i4")
+    yield "top", np.concatenate([_NO_IDS, *tops]).astype("<i4")
 
 
 def _joined(parts: list[Any]) -> npt.NDArray[np.float32]:
@@ -109,9 +116,9 @@ def pack(values: npt.NDArray[Any]) -> str:
 
 
 def _example(row: Mapping[str, Any], texts: Mapping[str, Any] | None, tokenizer: Any) -> dict[str, Any]:
-    start = row["response_start"]
+    start, ids = row["response_start"], row["input_ids"].tolist()
     if texts is None:
-        texts = {"question": tokenizer.decode(row["input_ids"][:start])}
+        texts = {"question": tokenizer.decode(ids[:start])}
     return {
         "id": row["id"],
         "correct": row["verdict"] == CORRECT,
@@ -120,7 +127,7 @@ def _example(row: Mapping[str, Any], texts: Mapping[str, Any] | None, tokenizer:
         "question": texts["question"],
         "standard_answer": texts.get("standard_answer"),
         "judgment": texts.get("judgment"),
-        "tokens": response_texts(tokenizer, row["input_ids"][start:]),
+        "tokens": response_texts(tokenizer, ids[start:]),
     }
 
 
