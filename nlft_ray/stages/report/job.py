@@ -11,6 +11,7 @@ from nlft_ray.core.policies import POLICIES, Policy
 from nlft_ray.errors import UserError
 from nlft_ray.stages.report.model_cards import refresh_cards
 from nlft_ray.stages.report.page import render
+from nlft_ray.stages.report.policies import FORMULAS
 from nlft_ray.stages.report.tokens import TokenSet, read_tokens
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
@@ -39,13 +40,15 @@ def report(config: ReportConfig) -> StageResult:
     folder, html = _place(config)
     _check_free(folder)
     tokenizer = _tokenizer(config, run)
-    sets = [_tokens("first", run, tokenizer, config.max_examples)]
+    policy, fixed = _policies(config, run)
+    shared = {"tokenizer": tokenizer, "policies": fixed, "limit": config.max_examples}
+    sets = [_tokens("first", run, **shared)]
     if config.compare is not None:
         other = read_run(Folder(config.compare))
         _check_tokenizer("compare", other, tokenizer)
         ids = {example["id"] for example in sets[0].examples}
-        sets.append(_tokens("second", other, tokenizer, config.max_examples, ids))
-    folder.write_text(html, render(run, sets, _policy(config, run)))
+        sets.append(_tokens("second", other, only=ids, **shared))
+    folder.write_text(html, render(run, sets, policy, fixed))
     folder.write_text(html.removesuffix(".html") + ".md", summary(run))
     refresh_cards(run)
     manifest = _manifest(config, run, sets, time.monotonic() - began)
@@ -88,8 +91,8 @@ def _check_tokenizer(option: str, run: ScoredRun, tokenizer: Any) -> None:
     check_tokenizer(option, run.scored.folder, recorded, tokenizer_fingerprint(tokenizer), advice[option])
 
 
-def _tokens(fallback: str, run: ScoredRun, tokenizer: Any, limit: int, only: set[str] | None = None) -> TokenSet:
-    return read_tokens(_set_name(run) or fallback, run.scored.folder, run.examples(), tokenizer, limit, only)
+def _tokens(fallback: str, run: ScoredRun, **settings: Any) -> TokenSet:
+    return read_tokens(_set_name(run) or fallback, run.scored.folder, run.examples(), **settings)
 
 
 def _set_name(run: ScoredRun) -> str:
@@ -97,16 +100,16 @@ def _set_name(run: ScoredRun) -> str:
     return "/".join(PurePosixPath(run.scored.folder.path).parts[-2:])
 
 
-def _policy(config: ReportConfig, run: ScoredRun) -> Policy:
-    """The policy of the setting; else of the run's first training; else the default one."""
-    if config.policy is not None:
-        return config.policy
+def _policies(config: ReportConfig, run: ScoredRun) -> tuple[Policy, list[Policy]]:
+    """The policy that the page opens with, and those that it has no formulas for.
+
+    The setting's policy comes first, then those of the run's trainings, then the default ones.
+    """
     trained = [record.manifest.identity.config["policy"] for record in run.of_stage("train")]
-    if not trained:
-        return POLICIES["nlft"]()
-    by_name = {values["name"]: values for values in trained}
-    values = by_name.get("nlft", trained[0])
-    return POLICIES[values["name"]](**values)
+    known = {values["name"]: POLICIES[values["name"]](**values) for values in trained if values["name"] in POLICIES}
+    opening = config.policy or known.get("nlft") or next(iter(known.values()), POLICIES["nlft"]())
+    known[opening.name] = opening
+    return opening, [known.get(name) or kind() for name, kind in POLICIES.items() if name not in FORMULAS]
 
 
 def _manifest(config: ReportConfig, run: ScoredRun, sets: list[TokenSet], seconds: float) -> Manifest:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,7 +18,7 @@ from nlft_ray.analysis.accuracy import accuracies
 from nlft_ray.analysis.run import ScoredRun
 from nlft_ray.core.policies import Policy
 from nlft_ray.stages.report.charts import training_charts
-from nlft_ray.stages.report.policy_form import policies_for_page, values_of
+from nlft_ray.stages.report.policies import policies_for_page, values_of
 from nlft_ray.stages.report.tokens import TokenSet
 
 _SCRIPTS = ("policies.js", "data.js", "dom.js", "reasons.js", "tokens.js", "panel.js", "list.js", "report.js")
@@ -26,8 +27,8 @@ _CHANGES_SHOWN = 10
 _ESCAPED = "<>&\u2028\u2029"
 
 
-def render(run: ScoredRun, sets: Sequence[TokenSet], policy: Policy) -> str:
-    """The whole page."""
+def render(run: ScoredRun, sets: Sequence[TokenSet], policy: Policy, fixed: Sequence[Policy]) -> str:
+    """The whole page, which opens with `policy`. The sets hold the weights of the policies in `fixed`."""
     script, css = "\n".join(_asset(name) for name in _SCRIPTS), _asset("report.css")
     shown = len(sets[0].examples)
     return _template().render(
@@ -47,9 +48,9 @@ def render(run: ScoredRun, sets: Sequence[TokenSet], policy: Policy) -> str:
         script=Markup(script),
         data=json_for_script(
             {
-                "policies": policies_for_page(),
+                "policies": policies_for_page(fixed),
                 "policy": values_of(policy),
-                "sets": [one.for_page() for one in sets],
+                "sets": [asdict(one) for one in sets],
             }
         ),
         content_security_policy=(

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nlft_ray.analysis.saliency import token_texts
+from nlft_ray.core.facts import TokenFacts
+from nlft_ray.core.policies import Policy, TokenWeights
+from nlft_ray.core.policies.base import Role
 from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import CORRECT, SCORED
@@ -42,23 +45,30 @@ class TokenSet:
     """The texts that the column `top` counts through."""
     columns: dict[str, str]
     """Packed columns over all examples' tokens; zero where an example lacks the fact."""
-
-    def for_page(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "window": self.window,
-            "examples": self.examples,
-            "top_texts": self.top_texts,
-            "columns": self.columns,
-        }
+    weights: dict[str, dict[str, Any]]
+    """Weights by policy, for those that the page has no formulas for: see `_weights`."""
 
 
 def read_tokens(
-    name: str, scored: Folder, examples: Folder | None, tokenizer: Any, limit: int, only: set[str] | None = None
+    name: str,
+    scored: Folder,
+    examples: Folder | None,
+    tokenizer: Any,
+    *,
+    policies: Sequence[Policy],
+    limit: int,
+    only: set[str] | None = None,
 ) -> TokenSet:
-    """Read up to `limit` rows of a scored folder; `examples` gives the texts, without it the prompt stands for them.
+    """Read a scored folder for the page.
 
-    With `only`, rows of other ids are left out.
+    Args:
+        name: heading of the set.
+        scored: the scored folder.
+        examples: the table that was scored, for its texts; where it is None, the prompt stands for them.
+        tokenizer: that of the model that scored.
+        policies: those that Python weighs the rows by.
+        limit: number of rows that are read at the most.
+        only: ids of the rows that count; None for all.
 
     Raises:
         UserError: the rows hold different numbers of cosines, so they were not scored in one go.
@@ -71,20 +81,21 @@ def read_tokens(
         raise UserError(f"input: {scored} holds rows with different hidden_window: {sorted(windows)}.")
     tops = [row["top_standard"] for row in rows if row["top_standard"] is not None]
     top_ids = np.unique(np.concatenate([_NO_IDS, *tops]))
+    facts = [facts_of(row) for row in rows]
     return TokenSet(
         name=name,
         window=windows.pop() if windows else 0,
         examples=[_example(row, texts.get(row["id"]), tokenizer) for row in rows],
         top_texts=[tokenizer.decode([token]) for token in top_ids.tolist()],
-        columns={column: pack(values) for column, values in _columns(rows, top_ids)},
+        columns={column: pack(values) for column, values in _columns(rows, facts, top_ids)},
+        weights={policy.name: _weights(policy, facts) for policy in policies},
     )
 
 
 def _columns(
-    rows: Sequence[Mapping[str, Any]], top_ids: npt.NDArray[np.int32]
+    rows: Sequence[Mapping[str, Any]], facts: Sequence[TokenFacts], top_ids: npt.NDArray[np.int32]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Name and values of each column; `top` holds places in the sorted `top_ids`."""
-    facts = [facts_of(row) for row in rows]
     for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm"):
         yield name, _joined([_or_zeros(getattr(fact, name), fact.n) for fact in facts])
     yield "hidden_cos", _joined([fact.hidden_cos.ravel() for fact in facts])
@@ -99,6 +110,28 @@ def _columns(
         for row in rows
     ]
     yield "top", np.concatenate([_NO_IDS, *tops]).astype("<i4")
+
+
+def _weights(policy: Policy, facts: Sequence[TokenFacts]) -> dict[str, Any]:
+    """Weight, anchor and role of every token, packed; a role is the place of its name in `roles`."""
+    weights = [_weigh(policy, fact) for fact in facts]
+    roles = get_args(Role)
+    numbers = [np.argmax(one.roles[:, None] == roles, axis=1) for one in weights]
+    columns = {
+        "weight": _joined([one.weight for one in weights]),
+        "anchor": _joined([one.anchor for one in weights]),
+        "role": np.concatenate([_NO_IDS, *numbers]).astype("<i4"),
+    }
+    return {
+        "roles": roles,
+        "columns": {name: pack(values) for name, values in columns.items()},
+        "growth_truncated": [one.growth_truncated for one in weights],
+    }
+
+
+def _weigh(policy: Policy, facts: TokenFacts) -> TokenWeights:
+    """Weights of a response; none where the policy trains the standard answer instead."""
+    return policy.weigh(facts) if policy.target == "response" else TokenWeights.build(np.zeros(facts.n))
 
 
 def _joined(parts: list[Any]) -> npt.NDArray[np.float32]:

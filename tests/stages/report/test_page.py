@@ -11,7 +11,7 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.core.policies.nlft import Nlft
 from nlft_ray.models.loading import load_tokenizer
-from nlft_ray.stages.report.policy_form import values_of
+from nlft_ray.stages.report.policies import values_of
 from nlft_ray.tables.scored import facts_of
 from tests.stages.report.support import HOSTILE, random_rows, write_report, write_scored
 

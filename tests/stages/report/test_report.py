@@ -21,7 +21,7 @@ from nlft_ray.errors import UserError
 from nlft_ray.models.loading import load_tokenizer
 from nlft_ray.stages.report.charts import Chart, training_charts
 from nlft_ray.stages.report.page import json_for_script
-from nlft_ray.stages.report.policy_form import policies_for_page
+from nlft_ray.stages.report.policies import policies_for_page
 from nlft_ray.stages.report.tokens import pack, response_texts
 from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
@@ -166,7 +166,7 @@ def shared_tokenizers() -> list[Any]:
 
 
 def test_every_number_of_every_policy_has_a_help_text() -> None:
-    described = policies_for_page()
+    described = policies_for_page([])
     assert list(described) == list(POLICIES)
     for policy in described.values():
         assert policy["summary"]

@@ -7,11 +7,11 @@ import pytest
 
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.core.policies.base import Policy, TokenWeights
-from nlft_ray.stages.report.policy_form import values_of
+from nlft_ray.stages.report.policies import FORMULAS, values_of
 from nlft_ray.tables.scored import facts_of
 
 SETTINGS: list[Policy] = [
-    *(policy() for policy in POLICIES.values() if policy.target == "response"),
+    *(policy() for name, policy in POLICIES.items() if name in FORMULAS and policy.target == "response"),
     POLICIES["nlft"](theta=0.5, tau=0.2, max_losing_share=1.0, growing_threshold=0.2),
     POLICIES["nlft"](growing=False, scoring_exponent=0.0, judge_base_ratio=1.05, min_p_judge=0.3),
     POLICIES["nlft"](growing_metric="distance", growing_threshold=-0.5, reset_centre=False, max_losing_share=0.5),
@@ -28,10 +28,9 @@ COMPUTE = """values => {
     nlft.Panel.choose(values.name, values);
     return nlft.List.all().map(example => {
         nlft.Data.weigh(nlft.Panel.policy(), example);
-        const { weight, sign, saliency, near, anchor, growthTruncated } = example.result;
-        const role = [...sign].map((_, t) => nlft.Policies.role(example.result, t));
+        const { weight, sign, role, saliency, near, anchor, growthTruncated } = example.result;
         return { id: example.id, role, weight: [...weight], sign: [...sign], saliency: [...saliency], near: [...near],
-                 anchor, growthTruncated };
+                 anchor: [...anchor], growthTruncated };
     });
 }"""
 
@@ -78,3 +77,4 @@ def test_a_policy_of_standard_answers_weighs_no_response(page: Any) -> None:
 
 def test_the_browser_knows_every_policy(page: Any) -> None:
     assert page.locator("#policy-name option").all_text_contents() == list(POLICIES)
+    assert set(page.evaluate("nlft.Policies.names")) == FORMULAS

@@ -26,20 +26,35 @@ const Data = (() => {
     return new Kind(bytes.buffer); // little-endian, as every machine that runs a browser is
   }
 
+  const INTEGERS = ["top", "role"];
+
+  async function unpackColumns(packed) {
+    const unpackOne = async (name) => [name, await unpack(packed[name], INTEGERS.includes(name) ? Int32Array : Float32Array)];
+    return Object.fromEntries(await Promise.all(Object.keys(packed).map(unpackOne)));
+  }
+
   async function unpackSet(set) {
-    const names = Object.keys(set.columns);
-    const unpacked = await Promise.all(
-      names.map((name) => unpack(set.columns[name], name === "top" ? Int32Array : Float32Array)),
-    );
-    const columns = Object.fromEntries(names.map((name, i) => [name, unpacked[i]]));
+    const columns = await unpackColumns(set.columns);
+    const weighed = Object.entries(set.weights);
+    for (const [, weights] of weighed) weights.columns = await unpackColumns(weights.columns);
     set.columns = null; // the text is not needed any more
     let start = 0;
-    for (const example of set.examples) {
+    set.examples.forEach((example, index) => {
+      const stop = start + example.tokens.length;
       example.facts = factsOf(example, columns, start, set.window);
+      example.weighed = Object.fromEntries(weighed.map(([policy, weights]) => [policy, resultOf(weights, index, start, stop)]));
       example.set = set;
-      start += example.tokens.length;
-    }
+      start = stop;
+    });
     return set;
+  }
+
+  // What Python made of an example under a policy that has no formulas here, in the form of Policies.weigh.
+  function resultOf(weights, index, start, stop) {
+    const part = (column) => weights.columns[column].subarray(start, stop);
+    const role = [...part("role")].map((number) => weights.roles[number]);
+    const sign = Int8Array.from(role, (name) => ({ losing: -1, silent: 0 })[name] ?? 1);
+    return { weight: part("weight"), anchor: part("anchor"), sign, role, growthTruncated: weights.growth_truncated[index] };
   }
 
   function factsOf(example, columns, start, window) {
@@ -62,16 +77,15 @@ const Data = (() => {
 
   // Weigh one example, and count what the list filters and sorts by.
   function weigh(policy, example) {
-    const result = Policies.weigh(policy, example.facts);
+    const result = example.weighed[policy.name] ?? Policies.weigh(policy, example.facts);
     let losing = 0;
     let scoring = 0;
     let strongest = 0;
     for (let t = 0; t < example.facts.n; t++) {
-      const role = Policies.role(result, t);
-      if (role === "losing") {
+      if (result.role[t] === "losing") {
         losing++;
         strongest = Math.max(strongest, result.weight[t]);
-      } else if (role === "scoring") scoring++;
+      } else if (result.role[t] === "scoring") scoring++;
     }
     example.result = result;
     example.losing = losing;

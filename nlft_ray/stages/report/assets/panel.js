@@ -17,16 +17,17 @@ const Panel = (() => {
     policies = described;
     changed = onChange;
     settled = onSettled;
-    find("policy-name").append(...Object.keys(policies).filter(Policies.knows).map((name) => make("option", { value: name }, name)));
+    find("policy-name").append(...Object.keys(policies).map((name) => make("option", { value: name }, name)));
     find("policy-name").addEventListener("change", (event) => choose(event.target.value, {}));
     find("policy-reset").addEventListener("click", () => choose(values.name, {}));
   }
 
-  // Set a policy; numbers that are not given take their defaults, wrong ones too.
+  // Set a policy; numbers that are not given take their defaults, wrong ones too. Those of a policy without formulas in
+  // the page are fixed: they are the ones that Python weighed with.
   function choose(name, given) {
-    if (!Object.hasOwn(policies, name) || !Policies.knows(name)) name = "nlft";
-    values = { name };
-    for (const field of policies[name].fields) {
+    if (!Object.hasOwn(policies, name)) name = "nlft";
+    values = policies[name].fixed?.values ?? { name };
+    for (const field of policies[name].fixed ? [] : policies[name].fields) {
       const value = Object.hasOwn(given, field.name) ? given[field.name] : field.default;
       values[field.name] = problem(field, value) === null ? value : field.default;
     }
@@ -38,13 +39,21 @@ const Panel = (() => {
   }
 
   function draw() {
-    const fields = policies[values.name].fields;
+    const { fields, fixed } = policies[values.name];
+    find("fixed-note").hidden = !fixed;
+    find("policy-reset").hidden = !!fixed;
     const rank = (field) => (FIRST.includes(field.name) ? FIRST.indexOf(field.name) : FIRST.length);
     const sorted = [...fields].sort((a, b) => rank(a) - rank(b));
     const first = sorted.filter((field) => rank(field) < FIRST.length);
     const rest = sorted.filter((field) => rank(field) === FIRST.length);
-    find("policy-fields").replaceChildren(...first.map(control));
-    find("policy-rest").replaceChildren(...rest.map(control));
+    find("policy-fields").replaceChildren(...first.map(fixed ? stated : control));
+    find("policy-rest").replaceChildren(...rest.map(fixed ? stated : control));
+  }
+
+  // A number that cannot be turned.
+  function stated(field) {
+    const value = make("code", {}, `${field.name}: ${JSON.stringify(values[field.name])}`);
+    return make("div", { class: "field" }, value, make("p", { class: "help" }, field.description));
   }
 
   function control(field) {
@@ -129,6 +138,7 @@ const Panel = (() => {
 
   // As `nlft-ray train` reads it: every number, so that a later default changes nothing.
   function yaml() {
+    if (policies[values.name].fixed) return policies[values.name].fixed.yaml;
     const scalar = (value) => (typeof value === "number" && Number.isInteger(value) ? value.toFixed(1) : String(value));
     const lines = policies[values.name].fields.map((field) => `  ${field.name}: ${scalar(values[field.name])}`);
     return ["policy:", `  name: ${values.name}`, ...lines, ""].join("\n");
@@ -137,7 +147,7 @@ const Panel = (() => {
   // What differs from the defaults, for the address.
   function toQuery(query) {
     query.set("policy", values.name);
-    for (const field of policies[values.name].fields) {
+    for (const field of policies[values.name].fixed ? [] : policies[values.name].fields) {
       if (values[field.name] !== field.default) query.set(field.name, String(values[field.name]));
     }
   }

@@ -1,4 +1,5 @@
-// The policies of nlft_ray.core.policies, term by term, over the facts of one response.
+// The formulas of nlft_ray.core.policies, term by term, over the facts of one response. A policy that has none here is
+// shown with the weights that Python worked out (stages/report/policies.py lists those that have).
 //
 // Facts: { correct, n, window, logpBase, logpJudge, logpStandard, pStandard, hiddenNorm, hiddenCos }, arrays of n
 // (hiddenCos: n · window); logpJudge and logpStandard are null where Python's are None. pStandard is exp(logpStandard)
@@ -14,14 +15,19 @@ const Policies = (() => {
       sign: new Int8Array(n),
       saliency: new Uint8Array(n),
       near: new Uint8Array(n),
-      anchor: 0,
+      anchor: new Float64Array(n),
+      role: new Array(n).fill("silent"),
       growthTruncated: 0,
     };
   }
 
+  // Signs and roles follow from the rest. Roles: the twin of TokenWeights.roles in core/policies/base.py.
   function signed(result, lowered) {
-    for (let t = 0; t < result.weight.length; t++) {
-      result.sign[t] = result.weight[t] > 0 ? (lowered && lowered[t] ? -1 : 1) : 0;
+    const { weight, sign, saliency, near, role } = result;
+    for (let t = 0; t < weight.length; t++) {
+      sign[t] = weight[t] > 0 ? (lowered && lowered[t] ? -1 : 1) : 0;
+      if (sign[t] < 0) role[t] = "losing";
+      else if (sign[t] > 0) role[t] = saliency[t] ? "scoring" : near[t] ? "near" : "plain";
     }
     return result;
   }
@@ -116,7 +122,7 @@ const Policies = (() => {
 
   function weighCorrect(policy, facts) {
     const result = blank(facts.n);
-    result.anchor = policy.anchor;
+    result.anchor.fill(policy.anchor);
     if (facts.logpStandard === null) {
       result.weight.fill(1);
       return signed(result);
@@ -216,13 +222,5 @@ const Policies = (() => {
     sft: (policy, facts) => blank(facts.n), // trains the standard answer's tokens, not the response's
   };
 
-  // What a reader is told about a token: the twin of TokenWeights.roles in core/policies/base.py.
-  function role(result, t) {
-    if (result.sign[t] < 0) return "losing";
-    if (result.saliency[t] && result.sign[t] > 0) return "scoring";
-    if (result.sign[t] === 0) return "silent";
-    return result.near[t] ? "near" : "plain";
-  }
-
-  return { knows: (name) => name in RULES, weigh: (policy, facts) => RULES[policy.name](policy, facts), role };
+  return { names: Object.keys(RULES), weigh: (policy, facts) => RULES[policy.name](policy, facts), cosine };
 })();

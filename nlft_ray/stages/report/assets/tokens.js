@@ -28,10 +28,10 @@ const Tokens = (() => {
 
   function paint(box) {
     const example = exampleOf.get(box);
-    const { weight, sign } = example.result;
+    const { weight, sign, role } = example.result;
     for (let t = 0; t < example.facts.n; t++) {
       const token = box.children[t];
-      token.className = `t ${Policies.role(example.result, t)}`;
+      token.className = `t ${role[t]}`;
       token.style.setProperty("--w", String(sign[t] === 0 ? 0 : Math.min(weight[t] / 2, 1)));
       token.setAttribute("aria-label", Reasons.label(example, t));
     }

@@ -2,16 +2,23 @@
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from typing import Any
+
+import yaml
+from pydantic_core import to_jsonable_python
 
 from nlft_ray.core.policies import POLICIES, Policy
 
+FORMULAS = frozenset({"cut", "nlft", "origin", "released", "rft", "sft"})
+"""Policies that assets/policies.js can weigh too, so that their numbers can be turned in the page. Any other policy is
+shown with the weights that Python gives it."""
 _BOUNDS = ("gt", "ge", "lt", "le")
 
 
-def policies_for_page() -> dict[str, dict[str, Any]]:
-    """By name: what the policy does, what it trains on, and its fields."""
-    return {
+def policies_for_page(fixed: Sequence[Policy]) -> dict[str, dict[str, Any]]:
+    """Summary, target and fields of every policy by its name; those in `fixed` with the numbers that they have."""
+    described: dict[str, dict[str, Any]] = {
         name: {
             "summary": _first_paragraph(policy),
             "target": policy.target,
@@ -19,6 +26,11 @@ def policies_for_page() -> dict[str, dict[str, Any]]:
         }
         for name, policy in POLICIES.items()
     }
+    for policy in fixed:
+        values = values_of(policy)
+        text = yaml.safe_dump({"policy": values}, sort_keys=False, allow_unicode=True)
+        described[policy.name]["fixed"] = {"values": values, "yaml": text}
+    return described
 
 
 def _first_paragraph(policy: type[Policy]) -> str:
@@ -33,12 +45,12 @@ def _field(policy: type[Policy], field: dataclasses.Field[Any]) -> dict[str, Any
         "name": field.name,
         "kind": kind,
         "choices": choices,
-        "default": field.default,
-        "description": field.metadata["description"],
+        "default": to_jsonable_python(field.default),
+        "description": field.metadata.get("description", ""),
         "bounds": {bound: field.metadata[bound] for bound in _BOUNDS if bound in field.metadata},
     }
 
 
 def values_of(policy: Policy) -> dict[str, Any]:
-    """A policy's name and numbers."""
-    return dataclasses.asdict(policy)
+    """Name and numbers of a policy, as JSON holds them."""
+    return to_jsonable_python(dataclasses.asdict(policy))
