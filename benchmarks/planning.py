@@ -94,7 +94,7 @@ def training_settings(changes: dict[str, Any]) -> dict[str, Any]:
 def predict(model: Path, stage: str, dtype: str, settings: dict[str, Any]) -> tuple[int, str]:
     from nlft_ray import plan
     from nlft_ray.config import PlanConfig
-    from nlft_ray.planning.choice import Trainer
+    from nlft_ray.planning.choice import TrainingSearch
 
     lengths = {"prompt_tokens": PROMPT, "response_tokens": RESPONSE}
     lengths |= {"standard_answer_tokens": ANSWER, "judgment_tokens": JUDGMENT}
@@ -109,8 +109,8 @@ def predict(model: Path, stage: str, dtype: str, settings: dict[str, Any]) -> tu
         return found.scoring.memory.total, found.scoring.memory.moment
     options = config.train
     adapters = found.adapters if options.lora else None
-    trainer = Trainer(config, found.shape, adapters, found.devices, {"float32": 4, "bfloat16": 2}[dtype])
-    memory = trainer.of(
+    search = TrainingSearch(config, found.shape, adapters, found.devices, {"float32": 4, "bfloat16": 2}[dtype])
+    memory = search.choice(
         options.zero_stage,
         options.gradient_checkpointing,
         options.least_workers,

@@ -1,4 +1,4 @@
-"""A plan as tables for a person."""
+"""A plan in a terminal: tables, a verdict, and the settings to use."""
 
 from rich.console import Console
 from rich.syntax import Syntax
@@ -16,7 +16,7 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """Print what is there, what is needed, what fits, and the settings to use."""
+    """Print the devices, the memory needed, what fits, and the settings to use."""
     _show_subject(plan, console)
     console.print(_needs(plan))
     console.print(_stages(plan))
@@ -57,7 +57,7 @@ def _needs(plan: Plan) -> Table:
 
 
 def _stages(plan: Plan) -> Table:
-    workers = plan.alternatives[0].by_stage[0][0].training.workers
+    workers = plan.alternatives[0].by_stage[0][0].setup.workers
     title = f"Training with one example in a micro-batch, GiB on each of {workers} workers"
     table = result_table(title, ("ZeRO stage", "LoRA", "checkpointed", "full", "checkpointed"))
     lora, full = plan.alternatives
@@ -72,7 +72,7 @@ def _show_verdict(plan: Plan, console: Console) -> None:
         console.print("[red]Scoring does not fit[/red], whatever the batch: take larger devices, or shorter texts.")
     if plan.training is None:
         others = [choice for way in plan.alternatives for pair in way.by_stage.values() for choice in pair]
-        hint = "LoRA fits" if any(choice.fits for choice in others if choice.training.adapters) else "take more devices"
+        hint = "LoRA fits" if any(choice.fits for choice in others if choice.setup.adapters) else "take more devices"
         console.print(
             f"[red]Training does not fit[/red] with these settings: {hint}, larger ones, shorter texts or bfloat16; "
             "see the table."
@@ -89,10 +89,10 @@ def _show_settings(plan: Plan, console: Console) -> None:
 
 
 def _title(choice: TrainingChoice) -> str:
-    training = choice.training
-    kind = "LoRA" if training.adapters else "full"
-    more = ", checkpointed" if training.gradient_checkpointing else ""
-    return f"train, {kind}, ZeRO {training.zero_stage}{more}, micro-batch {choice.micro_batch_size}"
+    setup = choice.setup
+    kind = "LoRA" if setup.adapters else "full"
+    more = ", checkpointed" if setup.gradient_checkpointing else ""
+    return f"train, {kind}, ZeRO {setup.zero_stage}{more}, micro-batch {choice.micro_batch_size}"
 
 
 def _parts(memory: Memory) -> list[str]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 2**24, "gpu": 2**28}
 """Logits held at a time, in float32, by device: on a CPU they should fit its cache."""
-_FEWEST_ROWS = 64  # below this the product of matrices is slow
+FEWEST_ROWS = 64
+"""Tokens whose logits are held at a time, at the least: with fewer, the product of matrices is slow."""
 
 
 class _HeadLogOdds(torch.autograd.Function):
@@ -71,11 +72,12 @@ def head_log_odds(
     Returns:
         (M,) float32, or float64 for float64 hidden states.
     """
-    return _HeadLogOdds.apply(hidden, weight, bias, targets, chunk_bytes or CHUNK_BYTES[hidden.device.type])
+    usual = CHUNK_BYTES["cpu" if hidden.device.type == "cpu" else "gpu"]
+    return _HeadLogOdds.apply(hidden, weight, bias, targets, chunk_bytes or usual)
 
 
 def _chunks(rows: int, vocabulary: int, chunk_bytes: int) -> Iterator[slice]:
-    size = max(chunk_bytes // (4 * vocabulary), _FEWEST_ROWS)
+    size = max(chunk_bytes // (4 * vocabulary), FEWEST_ROWS)
     return (slice(start, start + size) for start in range(0, rows, size))
 
 

@@ -1,1 +1,1 @@
-"""plan: what a model needs, what a cluster has, and a configuration that fits. Nothing is loaded and nothing runs."""
+"""plan: memory that a model needs, memory that a cluster has, and settings that fit. Nothing is loaded or run."""

@@ -1,4 +1,4 @@
-"""What fits, and what to take of it: from the settings that are cheapest in time to those cheapest in memory."""
+"""Choice of settings that fit: from those that are cheapest in time to those cheapest in memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from nlft_ray.config import LengthsConfig, PlanConfig, ScoreOptions
 from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.policies import Policy
 from nlft_ray.planning.devices import Devices
-from nlft_ray.planning.memory import Memory, Pass, Training, scoring_memory, training_memory
+from nlft_ray.planning.memory import Memory, Pass, TrainingSetup, scoring_memory, training_memory
 from nlft_ray.planning.shape import Adapters, Shape
 
 _CONTEXTS = 3  # base, judge, standard: an incorrect response needs all
@@ -18,7 +18,7 @@ _BY_COST = ((0, False), (2, False), (0, True), (2, True), (3, False), (3, True))
 
 @dataclass(frozen=True)
 class ScoringChoice:
-    """How scoring would run."""
+    """Settings to score with, and the memory that they take."""
 
     max_tokens_per_batch: int
     workers: int
@@ -33,12 +33,13 @@ class ScoringChoice:
 
 @dataclass(frozen=True)
 class TrainingChoice:
-    """How training would run."""
+    """Settings to train with, and the memory that they take."""
 
-    training: Training
+    setup: TrainingSetup
     micro_batch_size: int
     memory: Memory
     usable: int
+    """Bytes that each worker may take."""
 
     @property
     def fits(self) -> bool:
@@ -94,12 +95,12 @@ def _token_budgets(score: ScoreOptions, devices: Devices) -> Iterator[int]:
 
 
 def _workers_in(devices: Devices, needed: int) -> int:
-    """Actors of one core each that a machine holds; at least one."""
+    """Number of actors, of one core each, that a machine holds; at least one."""
     return max((n for n in range(1, devices.cpus_per_node + 1) if needed <= devices.usable(n)), default=1)
 
 
-class Trainer:
-    """Every way of training one model on these devices."""
+class TrainingSearch:
+    """The ways of training one model on these devices."""
 
     def __init__(
         self, config: PlanConfig, shape: Shape, adapters: Adapters | None, devices: Devices, number_bytes: int
@@ -107,20 +108,23 @@ class Trainer:
         self._options, self._lengths = config.train, config.lengths
         self._shape, self._adapters, self._devices, self._number_bytes = shape, adapters, devices, number_bytes
 
-    def choose(self) -> TrainingChoice | None:
+    def fastest(self) -> TrainingChoice | None:
         """The fastest way that fits, with the largest micro-batches that do; None where none fits."""
         for workers in self._numbers_of_workers():
             share = -(-self._options.batch_size // workers)
             for stage, checkpointing in self._ways(workers):
                 for micro in self._micro_batch_sizes(share):
-                    found = self.of(stage, checkpointing, workers, micro)
-                    if found.fits:
-                        return found
+                    choice = self.choice(stage, checkpointing, workers, micro)
+                    if choice.fits:
+                        return choice
         return None
 
-    def of(self, zero_stage: int, gradient_checkpointing: bool, workers: int, micro_batch_size: int) -> TrainingChoice:
+    def choice(
+        self, zero_stage: int, gradient_checkpointing: bool, workers: int, micro_batch_size: int
+    ) -> TrainingChoice:
+        """One way of training, whether it fits or not."""
         share = -(-self._options.batch_size // workers)
-        training = Training(
+        setup = TrainingSetup(
             adapters=self._adapters,
             zero_stage=zero_stage,
             workers=workers,
@@ -131,14 +135,14 @@ class Trainer:
         batch = training_pass(self._lengths, self._options.policy, micro_batch_size, self._number_bytes)
         on_one_device = 1 if self._devices.kind == "gpu" else -(-workers // self._devices.count)
         return TrainingChoice(
-            training,
+            setup,
             micro_batch_size,
-            training_memory(self._shape, batch, training),
+            training_memory(self._shape, batch, setup),
             self._devices.usable(on_one_device),
         )
 
     def workers(self) -> int:
-        """As many as there are devices, and as the examples of a step can keep busy."""
+        """Number of workers: as many as there are devices, and as the examples of a step can keep busy."""
         return next(iter(self._numbers_of_workers()))
 
     def _numbers_of_workers(self) -> list[int]:
@@ -148,11 +152,11 @@ class Trainer:
         return sorted({min(every, self._options.batch_size), every})
 
     def _ways(self, workers: int) -> Iterator[tuple[int, bool]]:
-        given = self._options.model_fields_set
-        for stage, checkpointing in _BY_COST if "zero_stage" not in given else _with_stage(self._options.zero_stage):
-            if workers == 1 and stage > 0 and "zero_stage" not in given:
+        fixed = self._options.model_fields_set
+        for stage, checkpointing in _BY_COST if "zero_stage" not in fixed else _with_stage(self._options.zero_stage):
+            if workers == 1 and stage > 0 and "zero_stage" not in fixed:
                 continue  # nothing to share the states with
-            if "gradient_checkpointing" in given and checkpointing != self._options.gradient_checkpointing:
+            if "gradient_checkpointing" in fixed and checkpointing != self._options.gradient_checkpointing:
                 continue
             yield stage, checkpointing
 

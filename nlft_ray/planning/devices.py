@@ -1,4 +1,4 @@
-"""What workers run on, all alike: the cluster as it is described, or this machine."""
+"""The devices that workers run on, all alike: the cluster as it is described, or this machine."""
 
 import os
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nlft_ray.errors import UserError
 
 GIB = 2**30
 RUNTIME_BYTES = {"cpu": 650 * 2**20, "gpu": 600 * 2**20}
-"""Of a worker that has not loaded a model yet: the libraries in memory, or a CUDA context."""
+"""Bytes of a worker that has not loaded a model yet: the libraries in memory, or a CUDA context."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Devices:
     count: int
     """GPUs, or machines."""
     memory: int
-    """Bytes of each."""
+    """Bytes of each device."""
     cpus_per_node: int
     nodes: int
     reserve_fraction: float
@@ -40,7 +40,7 @@ class Devices:
 
 
 def devices_of(cluster: ClusterConfig) -> Devices:
-    """Fill in from this machine what the description leaves open.
+    """The devices that are described; this machine fills in what the description leaves open.
 
     Raises:
         UserError: neither the description nor this machine says it.

@@ -13,18 +13,14 @@ Memory is highest at one of a few moments. Each is a sum of its own; the largest
 
 from dataclasses import dataclass, fields
 
+from nlft_ray.core import head as trained_head
 from nlft_ray.planning.shape import Adapters, Shape
+from nlft_ray.stages.score import response_head as scored_head
 
 FLOAT32 = 4
-TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS = {"cpu": 2**24, "cuda": 2**28}, 64
-"""Training holds a chunk of float32 logits at a time: so many bytes, but logits of so many tokens at least
-(`core.head`)."""
-SCORED_LOGITS, SCORED_LOGITS_BYTES = 256, {"cpu": 2**21, "gpu": 2**28}
-"""Scoring holds logits of so many tokens at a time, and so many bytes of them in float32
-(`stages.score.response_head`)."""
 FRAGMENTS_ON_CPU = 0.7
-"""Of what comes and goes at every step, what a CPU's allocator (glibc's) holds on top: freed blocks that do not fit the
-next request. Measured, not derived (benchmarks/planning.py); on a GPU `cluster.reserve_fraction` is there for it."""
+"""Share of each step's transient memory that a CPU's allocator (glibc's) holds on top, as freed blocks that do not fit
+the next request. Measured, not derived (benchmarks/planning.py); on a GPU `cluster.reserve_fraction` covers it."""
 REDUCE_BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces at a time (its `reduce_bucket_size`)."""
 
@@ -56,14 +52,14 @@ class Pass:
 
     tokens: int
     responses: int
-    """Those of them that predict a response's token: the LM head runs there alone."""
+    """Tokens among them that predict a response's token: the LM head runs there alone."""
     number_bytes: int
-    """Of a weight, and of an activation: 4 in float32, 2 in bfloat16."""
+    """Bytes of a weight, and of an activation: 4 in float32, 2 in bfloat16."""
 
 
 @dataclass(frozen=True)
-class Training:
-    """What decides the memory of a training, beside the model's shape and the pass."""
+class TrainingSetup:
+    """Settings that decide the memory of a training, beside the model's shape and the pass."""
 
     adapters: Adapters | None
     """None fine-tunes all parameters."""
@@ -81,16 +77,16 @@ def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_t
     Args:
         shape: the model's.
         batch: the largest pass.
-        longest_response: its tokens; the LM head takes one response after another.
-        stored_tokens: of prefixes whose keys and values are kept between passes.
+        longest_response: tokens of the longest response; the LM head takes one response after another.
+        stored_tokens: tokens of prefixes whose keys and values are kept between passes.
         on_gpu: whether it runs on a GPU.
     """
     size = batch.number_bytes
     weights = shape.parameters * size
     cache = 2 * shape.key_width * shape.layers * stored_tokens * size
     hidden = shape.width * (batch.tokens + batch.responses) * size
-    logits = shape.vocabulary * min(SCORED_LOGITS, longest_response) * size
-    in_float32 = 2 * SCORED_LOGITS_BYTES["gpu" if on_gpu else "cpu"]
+    logits = shape.vocabulary * min(scored_head.LOGITS_AT_A_TIME, longest_response) * size
+    in_float32 = 2 * scored_head.FLOAT32_BYTES["gpu" if on_gpu else "cpu"]
     inside = _inside_a_layer(shape, batch)
     fragments = _fragments(max(inside, hidden) + logits, on_gpu)
     return max(
@@ -105,14 +101,14 @@ def _fragments(transient: int, on_gpu: bool) -> int:
 
 
 def _inside_a_layer(shape: Shape, batch: Pass) -> int:
-    """Most numbers alive at once inside a layer without gradients: the residual stream, what attention or the MLP
-    reads, and what it makes of it."""
+    """Bytes alive at once inside a layer without gradients, at the most: the residual stream, and what attention or the
+    MLP reads and writes."""
     attention = 3 * shape.width + 3 * shape.query_width + 2 * shape.key_width
     mlp = 2 * shape.width + (3 if shape.gated else 2) * shape.mlp_width
     return max(attention, mlp) * batch.tokens * batch.number_bytes
 
 
-def training_memory(shape: Shape, batch: Pass, training: Training) -> Memory:
+def training_memory(shape: Shape, batch: Pass, training: TrainingSetup) -> Memory:
     """Memory of one worker's training."""
     states = training_states(shape, batch, training)
     return max(
@@ -124,19 +120,19 @@ def training_memory(shape: Shape, batch: Pass, training: Training) -> Memory:
 
 @dataclass(frozen=True)
 class States:
-    """What lives through the whole training."""
+    """Bytes that live through the whole training."""
 
     weights: int
     gradients: int
     optimizer: int
 
 
-def trainable_parameters(shape: Shape, training: Training) -> int:
+def trainable_parameters(shape: Shape, training: TrainingSetup) -> int:
     """Numbers that the optimizer changes, over all workers."""
     return training.adapters.parameters if training.adapters else shape.parameters
 
 
-def training_states(shape: Shape, batch: Pass, training: Training) -> States:
+def training_states(shape: Shape, batch: Pass, training: TrainingSetup) -> States:
     """Weights, gradients and optimizer of one worker (ZeRO, figure 1)."""
     size, workers, stage = batch.number_bytes, training.workers, training.zero_stage
     trained = trainable_parameters(shape, training)
@@ -150,32 +146,33 @@ def training_states(shape: Shape, batch: Pass, training: Training) -> States:
     )
 
 
-def _at_the_loss(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
+def _at_the_loss(shape: Shape, batch: Pass, training: TrainingSetup, states: States) -> Memory:
     """After the forward pass: all activations wait for the backward one, which begins with the LM head."""
     full = training.adapters is None
-    kept, chunks = _kept_activations(shape, batch, training), _logits_chunks(shape, batch, training.on_gpu)
+    activations = _kept_activations(shape, batch, training)
+    chunks = _logits_chunks(shape, batch, training.on_gpu)
     head = 2 * shape.vocabulary * shape.width * FLOAT32 if full else shape.width * batch.responses * batch.number_bytes
     return Memory(
         "the loss",
         weights=states.weights,
         gradients=states.gradients if training.micro_steps > 1 else 0,
         optimizer=states.optimizer,
-        activations=kept,
+        activations=activations,
         logits=chunks + head,
         buffers=_gathered(shape, batch, training),
-        fragments=_fragments(kept + chunks, training.on_gpu),
+        fragments=_fragments(activations + chunks, training.on_gpu),
     )
 
 
 def _logits_chunks(shape: Shape, batch: Pass, on_gpu: bool) -> int:
-    """Two chunks of logits, since one is made before the one before is let go; in float32, and in the model's own type
-    where that is another."""
-    chunk = TRAINED_LOGITS_BYTES["cuda" if on_gpu else "cpu"]
-    rows = min(batch.responses, max(chunk // (FLOAT32 * shape.vocabulary), FEWEST_TRAINED_LOGITS))
+    """Bytes of two chunks of logits, since one is computed before the last one is freed; in float32, and in the model's
+    own type where that is another."""
+    chunk = trained_head.CHUNK_BYTES["gpu" if on_gpu else "cpu"]
+    rows = min(batch.responses, max(chunk // (FLOAT32 * shape.vocabulary), trained_head.FEWEST_ROWS))
     return 2 * rows * shape.vocabulary * (FLOAT32 + (batch.number_bytes if batch.number_bytes < FLOAT32 else 0))
 
 
-def _at_the_update(shape: Shape, batch: Pass, training: Training, states: States) -> Memory:
+def _at_the_update(shape: Shape, batch: Pass, training: TrainingSetup, states: States) -> Memory:
     """All gradients stand, and DeepSpeed copies them to reduce them, or to update its float32 parameters."""
     trained = trainable_parameters(shape, training)
     share = trained // (training.workers if training.zero_stage >= 1 else 1)
@@ -189,13 +186,13 @@ def _at_the_update(shape: Shape, batch: Pass, training: Training, states: States
     )
 
 
-def _gathered(shape: Shape, batch: Pass, training: Training) -> int:
+def _gathered(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
     """ZeRO-3 brings the layer that runs, and the one that comes next, together on every worker."""
     return 2 * shape.layer_parameters * batch.number_bytes if training.zero_stage == 3 else 0
 
 
-def _kept_activations(shape: Shape, batch: Pass, training: Training) -> int:
-    """What autograd keeps from the forward pass for the backward one."""
+def _kept_activations(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
+    """Bytes that autograd keeps from the forward pass for the backward one."""
     inside = layer_activations(shape, batch, training) * batch.tokens
     entry = shape.width * batch.tokens * batch.number_bytes
     head = 2 * shape.width * batch.tokens * FLOAT32
@@ -204,7 +201,7 @@ def _kept_activations(shape: Shape, batch: Pass, training: Training) -> int:
     return shape.layers * inside + head
 
 
-def layer_activations(shape: Shape, batch: Pass, training: Training) -> int:
+def layer_activations(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
     """Bytes that autograd keeps for each token of one layer.
 
     Both norms keep their input in float32 and hand on their output; their scaled input is kept where their weights

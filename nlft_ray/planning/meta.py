@@ -1,4 +1,4 @@
-"""Read a model's shape from its configuration, on torch's meta device: shapes without numbers, no weight is loaded."""
+"""A model's shape, read from its configuration on torch's meta device: no weight is loaded."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def meta_model(config: ModelConfig) -> nn.Module:
 
 
 def _path(config: ModelConfig) -> str:
-    """What transformers knows the model by."""
+    """Path or name that transformers finds the model by."""
     if config.path == "sandbox":
         return str(sandbox.MODEL_FOLDER)
     return str(local_copy(Folder(config.path), ["*.json", "*.py"])) if "://" in config.path else config.path

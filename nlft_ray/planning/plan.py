@@ -9,7 +9,7 @@ from nlft_ray.config import LengthsConfig, LoraConfig, ModelConfig, PlanConfig
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.core.policies import Policy
 from nlft_ray.errors import UserError
-from nlft_ray.planning.choice import ScoringChoice, Trainer, TrainingChoice, choose_scoring
+from nlft_ray.planning.choice import ScoringChoice, TrainingChoice, TrainingSearch, choose_scoring
 from nlft_ray.planning.devices import Devices, devices_of
 from nlft_ray.planning.meta import read_adapters, read_shape
 from nlft_ray.planning.shape import Adapters, Shape
@@ -28,12 +28,12 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` returns."""
+    """A model, the devices, and the settings that fit: what `plan` returns."""
 
     config: PlanConfig
     shape: Shape
     adapters: Adapters
-    """Those that the settings ask for, or the default ones."""
+    """The adapters that the settings ask for, or the default ones."""
     devices: Devices
     dtype: str
     scoring: ScoringChoice
@@ -54,12 +54,12 @@ class Plan:
         """Settings for `nlft-ray train --config`; None where nothing fits."""
         if self.training is None:
             return None
-        found, train = self.training.training, self.config.train
+        setup, train = self.training.setup, self.config.train
         every, options = train.model_dump(mode="json"), train.model_dump(mode="json", exclude_defaults=True)
         chosen = {
-            "num_workers": found.workers,
-            "zero_stage": found.zero_stage,
-            "gradient_checkpointing": found.gradient_checkpointing,
+            "num_workers": setup.workers,
+            "zero_stage": setup.zero_stage,
+            "gradient_checkpointing": setup.gradient_checkpointing,
             "micro_batch_size_per_worker": self.training.micro_batch_size,
         }
         always = {"batch_size": train.batch_size, "lora": every["lora"], "policy": _policy(train.policy)}
@@ -82,27 +82,27 @@ def plan(config: PlanConfig) -> Plan:
     adapters = read_adapters(config.model, config.train.lora or LoraConfig())
     dtype = _dtype(config.model, devices)
     number_bytes = {"float32": 4, "bfloat16": 2}[dtype]
-    lora, full = (Trainer(config, shape, which, devices, number_bytes) for which in (adapters, None))
-    found = Plan(
+    lora, full = (TrainingSearch(config, shape, which, devices, number_bytes) for which in (adapters, None))
+    result = Plan(
         config=config,
         shape=shape,
         adapters=adapters,
         devices=devices,
         dtype=dtype,
         scoring=choose_scoring(config, shape, devices, number_bytes),
-        training=(full if config.train.lora is None else lora).choose(),
+        training=(full if config.train.lora is None else lora).fastest(),
         alternatives=(_alternatives(lora, adapters), _alternatives(full, None)),
     )
     if config.output is not None:
-        _write(found, Folder(config.output))
-    return found
+        _write(result, Folder(config.output))
+    return result
 
 
-def _alternatives(trainer: Trainer, adapters: Adapters | None) -> Alternatives:
-    def of(stage: int, checkpointing: bool) -> TrainingChoice:
-        return trainer.of(stage, checkpointing, trainer.workers(), 1)
+def _alternatives(search: TrainingSearch, adapters: Adapters | None) -> Alternatives:
+    def choice(stage: int, checkpointing: bool) -> TrainingChoice:
+        return search.choice(stage, checkpointing, search.workers(), 1)
 
-    return Alternatives(adapters, {stage: (of(stage, False), of(stage, True)) for stage in ZERO_STAGES})
+    return Alternatives(adapters, {stage: (choice(stage, False), choice(stage, True)) for stage in ZERO_STAGES})
 
 
 def _dtype(model: ModelConfig, devices: Devices) -> str:
@@ -112,7 +112,7 @@ def _dtype(model: ModelConfig, devices: Devices) -> str:
 
 
 def _lengths(config: PlanConfig, shape: Shape) -> LengthsConfig:
-    """The lengths that were given; the usual ones shrink to what the model takes."""
+    """The lengths that are set; the usual ones shrink to what the model takes."""
     lengths, room = config.lengths, config.model.max_length or shape.positions
     longest = (
         lengths.prompt_tokens + lengths.response_tokens + max(lengths.judgment_tokens, lengths.standard_answer_tokens)
@@ -122,21 +122,20 @@ def _lengths(config: PlanConfig, shape: Shape) -> LengthsConfig:
     if lengths.model_fields_set:
         raise UserError(
             f"lengths: prompt, response and judgment or standard answer make {longest} tokens, "
-            f"{config.model.path} takes {room}. Rows that long would be rejected: give lengths that fit."
+            f"{config.model.path} takes {room}. Rows that long would be rejected: set lengths that fit."
         )
     return LengthsConfig(**{name: tokens * room // longest for name, tokens in lengths.model_dump().items()})
 
 
 def _policy(policy: Policy) -> dict[str, Any]:
-    """Its name, and the numbers that are not its defaults."""
-    numbers = {one.name: getattr(policy, one.name) for one in fields(policy)}
-    return {"name": policy.name} | {
-        one.name: numbers[one.name] for one in fields(policy) if numbers[one.name] != one.default
-    }
+    """Name of a policy, and the numbers that are not its defaults."""
+    numbers = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    changed = {field.name: numbers[field.name] for field in fields(policy) if numbers[field.name] != field.default}
+    return {"name": policy.name} | changed
 
 
-def _write(found: Plan, folder: Folder) -> None:
-    for stage, text in (("score", found.score_yaml), ("train", found.train_yaml)):
+def _write(result: Plan, folder: Folder) -> None:
+    for stage, text in (("score", result.score_yaml), ("train", result.train_yaml)):
         if text is not None:
             folder.write_text(f"{stage}.yaml", text)
 

@@ -1,4 +1,4 @@
-"""A model in numbers: what its memory follows from."""
+"""The numbers of a model that its memory follows from."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class Adapters:
 
     parameters: int
     activations: int
-    """Numbers that they keep for each token of a layer: the ranks of its adapted modules, added up."""
+    """Numbers kept for each token of a layer: the ranks of its adapted modules, added up."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Shape:
     """Whether the MLP multiplies two branches of length f (SwiGLU), or has one."""
     vocabulary: int
     positions: int | None
-    """Most tokens that the model takes."""
+    """Largest number of tokens that the model takes; None where its configuration does not say."""
     parameters: int
-    """Those of a tied embedding count once."""
+    """Parameters of the whole model; a tied embedding counts once."""
     layer_parameters: int
-    """Of one layer."""
+    """Parameters of one layer."""
     largest_parameter: int
     """Numbers in the largest single tensor, commonly the embedding."""

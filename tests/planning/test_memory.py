@@ -9,22 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nlft_ray.core import head as trained_head
 from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.planning.memory import (
-    FEWEST_TRAINED_LOGITS,
-    SCORED_LOGITS,
-    SCORED_LOGITS_BYTES,
-    TRAINED_LOGITS_BYTES,
     Pass,
-    Training,
+    TrainingSetup,
     layer_activations,
     scoring_memory,
     training_memory,
     training_states,
 )
 from nlft_ray.planning.shape import Adapters, Shape
-from nlft_ray.stages.score import response_head as scored_head
 from nlft_ray.stages.train.batch import packed_inputs
 
 GB = 10**9
@@ -42,7 +36,7 @@ SHAPE = Shape(
     layer_parameters=40_000,
     largest_parameter=6400,
 )
-PLAIN = Training(None, zero_stage=0, workers=1, gradient_checkpointing=False, micro_steps=1, on_gpu=True)
+PLAIN = TrainingSetup(None, zero_stage=0, workers=1, gradient_checkpointing=False, micro_steps=1, on_gpu=True)
 RANK = 8
 
 
@@ -112,7 +106,7 @@ def test_more_work_never_needs_less(
     adapters: Adapters | None,
     number_bytes: int,
 ) -> None:
-    training = Training(adapters, stage, workers, checkpointing, micro_steps, on_gpu=False)
+    training = TrainingSetup(adapters, stage, workers, checkpointing, micro_steps, on_gpu=False)
     batch = Pass(tokens, tokens // 2, number_bytes)
     total = training_memory(SHAPE, batch, training).total
     assert total >= training_memory(SHAPE, batch, replace(training, micro_steps=1)).total
@@ -128,8 +122,3 @@ def test_checkpointing_pays_with_several_layers() -> None:
     deep, batch = replace(SHAPE, layers=32), Pass(4096, 64, 2)
     kept, again = (training_memory(deep, batch, replace(PLAIN, gradient_checkpointing=on)) for on in (False, True))
     assert again.activations < kept.activations / 5
-
-
-def test_the_chunks_of_logits_are_those_of_scoring_and_training() -> None:
-    assert (TRAINED_LOGITS_BYTES, FEWEST_TRAINED_LOGITS) == (trained_head.CHUNK_BYTES, trained_head._FEWEST_ROWS)
-    assert (SCORED_LOGITS, SCORED_LOGITS_BYTES) == (scored_head._LOGITS_AT_A_TIME, scored_head._FLOAT32_BYTES)

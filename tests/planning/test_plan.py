@@ -57,11 +57,11 @@ def test_an_8b_model_trains_adapters_on_one_gpu_and_in_full_on_eight(tmp_path: P
     assert one.shape.parameters == 8_030_261_248
     assert one.adapters.parameters == 41_943_040
     assert one.training is not None
-    assert one.training.training.zero_stage == 0
+    assert one.training.setup.zero_stage == 0
     assert plan(model, {"gpus_per_node": 1, "gpu_memory_gib": 80}, train={"lora": None}).training is None
     full = plan(model, GPUS, train={"lora": None, "batch_size": 8}).training
     assert full is not None
-    assert full.training.zero_stage >= 2
+    assert full.setup.zero_stage >= 2
     assert full.fits
 
 
@@ -70,7 +70,7 @@ def test_no_weights_no_loading(tmp_path: Path) -> None:
     assert found.shape.parameters == 70_553_706_496
     assert not found.scoring.fits, "131 GiB of weights are more than one GPU has"
     assert found.training is not None
-    assert found.training.training.zero_stage == 3
+    assert found.training.setup.zero_stage == 3
 
 
 def test_what_is_set_is_kept_and_the_rest_is_chosen(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_what_is_set_is_kept_and_the_rest_is_chosen(tmp_path: Path) -> None:
     settings = {"zero_stage": 3, "num_workers": 4, "micro_batch_size_per_worker": 2, "batch_size": 16}
     found = plan(model, GPUS, train=settings, score={"max_tokens_per_batch": 4096})
     assert found.training is not None
-    training = found.training.training
+    training = found.training.setup
     assert (training.zero_stage, training.workers, found.training.micro_batch_size) == (3, 4, 2)
     assert training.micro_steps == 2
     assert found.scoring.max_tokens_per_batch == 4096

@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 
 from nlft_ray.models.abilities import hidden_and_logits, only_the_head_follows
 
-_LOGITS_AT_A_TIME = 256  # response tokens: fewer would make the product with the head's weights slow
-_FLOAT32_BYTES = {"cpu": 2**21, "gpu": 2**28}  # of logits at a time, which should fit a CPU's cache
+LOGITS_AT_A_TIME = 256
+"""Response tokens whose logits exist at a time: with fewer, the product with the head's weights is slow."""
+FLOAT32_BYTES = {"cpu": 2**21, "gpu": 2**28}
+"""Bytes of those logits that are worked on at a time in float32: on a CPU they should fit its cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +59,11 @@ class ResponseHead:
             logp (n,) float32; top (n,) int32 and top_logp (n,) float32.
         """
         pieces: list[dict[str, Tensor]] = []
-        for start in range(0, len(targets), _LOGITS_AT_A_TIME):
-            part = slice(start, start + _LOGITS_AT_A_TIME)
+        for start in range(0, len(targets), LOGITS_AT_A_TIME):
+            part = slice(start, start + LOGITS_AT_A_TIME)
             logits = self._head(states.hidden[part]) if states.logits is None else states.logits[part]
             part_targets = targets[part].to(logits.device)
-            rows = max(1, _FLOAT32_BYTES["cpu" if logits.device.type == "cpu" else "gpu"] // (4 * logits.shape[1]))
+            rows = max(1, FLOAT32_BYTES["cpu" if logits.device.type == "cpu" else "gpu"] // (4 * logits.shape[1]))
             for piece in zip(logits.split(rows), part_targets.split(rows), strict=True):
                 pieces.append(_facts(*piece, with_top))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
