@@ -1,29 +1,30 @@
 """The end of a command in a terminal: a table, one coloured example, and where things lie."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from nlft_ray.analysis.saliency import losing_example
 from nlft_ray.chain import PolicyOutcome, RunResult
-from nlft_ray.cli.plan import show_plan
 from nlft_ray.cli.tables import result_console, result_table
-from nlft_ray.cli.tokens import show_response
-from nlft_ray.models.loading import load_tokenizer
-from nlft_ray.planning.plan import Plan
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Manifest, StageResult
 
+if TYPE_CHECKING:
+    from nlft_ray.planning.plan import Plan
 
-def show(result: StageResult | RunResult | Plan, console: Console | None = None) -> None:
-    """Print a result for a person."""
+
+def show(result: "StageResult | RunResult | Plan", console: Console | None = None) -> None:
+    """Print a result for a person. Only what the result needs is imported: torch alone takes seconds."""
     console = console or result_console()
-    if isinstance(result, RunResult):
-        _show_run(result, console)
-    elif isinstance(result, Plan):
-        show_plan(result, console)
-    else:
+    if isinstance(result, StageResult):
         _show_stage(result, console)
+    elif isinstance(result, RunResult):
+        _show_run(result, console)
+    else:
+        from nlft_ray.cli.plan import show_plan
+
+        show_plan(result, console)
 
 
 def _show_stage(result: StageResult, console: Console) -> None:
@@ -59,14 +60,22 @@ def _show_run(result: RunResult, console: Console) -> None:
     for outcome in result.outcomes:
         table.add_row(*_outcome_row(result, outcome))
     console.print(table)
+    _show_losing_example(result, console)
+    console.print(f"The whole run took {result.seconds:.0f} s. It wrote:")
+    for name, path in _paths(result):
+        console.print(f"  {name:<12} {path}")
+
+
+def _show_losing_example(result: RunResult, console: Console) -> None:
+    from nlft_ray.analysis.saliency import losing_example
+    from nlft_ray.cli.tokens import show_response
+    from nlft_ray.models.loading import load_tokenizer
+
     tokenizer = load_tokenizer(result.config.model)
     scored, examples = Folder(result.scored.output), Folder(result.examples.output)
     view = losing_example(scored, examples, tokenizer, result.config.policies[0])
     if view:
         show_response(view, console)
-    console.print(f"The whole run took {result.seconds:.0f} s. It wrote:")
-    for name, path in _paths(result):
-        console.print(f"  {name:<12} {path}")
 
 
 def _outcome_row(result: RunResult, outcome: PolicyOutcome) -> tuple[str, ...]:

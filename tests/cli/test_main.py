@@ -73,3 +73,14 @@ def test_who_is_stopped_says_that_it_goes_on_later(
         main([])
     assert caught.value.code == code
     assert "The same command continues" in capsys.readouterr().err
+
+
+def test_an_import_needs_no_torch(tmp_path: Path) -> None:
+    """Its summary neither, which would take longer than the import itself."""
+    source, output = tmp_path / "questions.jsonl", tmp_path / "questions"
+    source.write_text('{"question": "What is 2 + 2?", "answer": "#### 4"}\n')
+    words = ["import", f"source={source}", "format=gsm8k", f"output={output}"]
+    code = f"import sys; from nlft_ray.cli.main import main; main({words!r}); assert 'torch' not in sys.modules"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "rows out" in finished.stdout
