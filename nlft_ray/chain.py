@@ -205,7 +205,8 @@ class _Round:
             last = epoch == len(pieces)
             model = _exported(self._model, done[-1][1]) if done else self._model
             trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
-            train = self.stage("train", TrainConfig, options, trained, input=scored.output, policy=policy, model=model)
+            inputs = {"input": scored.output, "policy": policy, "model": model, "backend": self._config.pool.backend}
+            train = self.stage("train", TrainConfig, options, trained, **inputs)
             done.append((train, self.stage("export", ExportConfig, self._config.export, exported, input=train.output)))
             if not last:
                 scored = self.scored(examples, f"{step}/scored", model=_exported(model, done[-1][1]))
@@ -225,7 +226,7 @@ def _epochs(options: TrainOptions) -> list[TrainOptions]:
     """
     if options.epochs == 1:
         return [options]
-    from nlft_ray.stages.train.schedule import learning_rate  # imports nothing else
+    from nlft_ray.stages.train.schedule import learning_rate  # imports numpy alone
 
     return [
         options.model_copy(

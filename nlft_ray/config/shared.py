@@ -180,10 +180,13 @@ class PromptConfig(Strict):
         return self
 
 
+Backend = Literal["ray", "inline"]
+
+
 class PoolConfig(Strict):
     """The workers of a stage: where they run, how many, how large."""
 
-    backend: Annotated[Literal["ray", "inline"], NotIdentity()] = "ray"
+    backend: Annotated[Backend, NotIdentity()] = "ray"
     """Where the work is done: `ray`, by actors on a Ray cluster; or `inline`, by one worker in this process, where a
     debugger's breakpoint stops. Both give the same table."""
     min_workers: PositiveInt = 1

@@ -15,7 +15,7 @@ from nlft_ray.config.options import (
     ScoreOptions,
     TrainOptions,
 )
-from nlft_ray.config.shared import FolderPath, Fraction, ModelConfig, NotIdentity, PoolConfig, PromptConfig, Strict
+from nlft_ray.config.shared import Backend, FolderPath, Fraction, ModelConfig, NotIdentity, PoolConfig, PromptConfig, Strict
 from nlft_ray.core.policies import POLICIES
 
 
@@ -78,6 +78,18 @@ class TrainConfig(TrainOptions, WithModel, StageConfig):
 
     prompts: Annotated[PromptConfig, NotIdentity()] = PromptConfig()
     """The prompts. The table holds ids: prompts were rendered when it was scored."""
+    backend: Annotated[Backend, NotIdentity()] = "ray"
+    """Where workers train: `ray` places them on a cluster, and starts them again when one is lost; `inline` trains with
+    one worker in this process, where a debugger's breakpoint stops. Both give the same weights."""
+
+    @model_validator(mode="after")
+    def _inline_is_one_worker(self) -> "TrainConfig":
+        if self.backend == "inline" and self.most_workers > 1:
+            raise ValueError(
+                f"backend: inline trains with one worker in this process: set num_workers=1 (it is {self.num_workers}), "
+                "or use backend: ray"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantised_weights_stay(self) -> "TrainConfig":
@@ -153,4 +165,9 @@ class RunConfig(WithPool):
             raise ValueError("train.policy: in a run, the policies stand in the list `policies`")
         if self.refresh and self.train.max_steps is not None:
             raise ValueError("refresh trains whole epochs, so train.max_steps cannot be set beside it")
+        if self.pool.backend == "inline" and self.train.most_workers > 1:
+            raise ValueError(
+                f"pool.backend: inline trains with one worker too: set train.num_workers=1 (it is "
+                f"{self.train.num_workers}), or use backend: ray"
+            )
         return self

@@ -6,6 +6,7 @@
 | responses   | a question, the target model's response and its verdict; judgments may still be missing         |
 | examples    | a response that is correct, or incorrect with a judgment                                        |
 | scored      | facts about each token of a response: never a threshold, never a weight                         |
+| weighed     | an example's tokens and the policy's weights: within a training, never a stage's input           |
 | predictions | a test question, the completion and whether it is right                                         |
 | rejects     | a row that a stage could not use, and why                                                       |
 """
@@ -50,6 +51,17 @@ SCORED = pa.schema(
         pa.field("hidden_norm", pa.list_(pa.float32()), nullable=False),  # n: |h[t]|
         pa.field("hidden_cos", pa.list_(pa.float32()), nullable=False),  # n·K: cos(h[t], h[t+1]), …, cos(h[t], h[t+K])
         pa.field("standard_ids", pa.list_(pa.int32())),  # the standard answer's tokens, which `sft` trains
+    ]
+)
+
+WEIGHED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),  # base prompt + the n trained tokens
+        pa.field("response_start", pa.int32(), nullable=False),
+        pa.field("likelihood", pa.list_(pa.float32()), nullable=False),  # n: weights of -log p
+        pa.field("unlikelihood", pa.list_(pa.float32()), nullable=False),  # n: weights of -log(1 - p)
+        pa.field("anchor", pa.list_(pa.float32()), nullable=False),  # n: the plain likelihood term's part of likelihood
     ]
 )
 

@@ -1,4 +1,4 @@
-"""What a training leaves in its folder for the stages after it: weights, and a line of metrics for each step."""
+"""What a training leaves in its folder: weighed examples, a line of metrics for each step, and the trained weights."""
 
 import json
 from typing import Any
@@ -7,6 +7,8 @@ from nlft_ray.storage.folder import Folder
 
 WEIGHTS = "weights"
 """Folder of the trained weights: a PEFT adapter, or a whole model."""
+WEIGHED_EXAMPLES = "examples"
+"""Folder of what was trained on: Arrow files of `schema.WEIGHED`, and `survey.json`, the record of the weighing."""
 METRICS = "metrics.jsonl"
 """File with a line of JSON for each optimizer step (fields of `stages.train.metrics.StepMetrics`)."""
 

@@ -1,7 +1,7 @@
 """Checkpoints: each a folder of files that counts only once it is complete, written while training goes on.
 
     checkpoints/step-00000020-5f0c9a31/
-        part-00000-of-00002.safetensors   states by name (see states.py), each parameter in one of the parts
+        part-00000-of-00002.safetensors   states by name (see engine.py), each parameter in one of the parts
         part-00001-of-00002.safetensors   every worker writes one
         metrics.jsonl                     the record of the steps so far
         checkpoint.json                   written last: complete
@@ -23,14 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nlft_ray.errors import UserError
-from nlft_ray.stages.train.states import (
-    STATES,
-    gather_states,
-    optimizer_steps,
-    parameter_size,
-    set_states,
-    trained_parameters,
-)
+from nlft_ray.stages.train.engine import STATES, Engine, parameter_size
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.training import METRICS
 
@@ -77,18 +70,18 @@ class Checkpoints:
         self._folder, self._keep = folder, keep
         self._group: Any = dist.new_group(backend="gloo")
         self._rank, self._workers = dist.get_rank(), dist.get_world_size()
-        self._start = self._told_by_the_first(uuid.uuid4().hex[:8])
+        self._start = self._broadcast(uuid.uuid4().hex[:8])
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
 
-    def restore(self, engine: Any) -> Progress | None:
+    def restore(self, engine: Engine) -> Progress | None:
         """Bring the engine to where the newest checkpoint was taken; None where there is none.
 
         The number of workers and the ZeRO stage may be other ones than they were.
         """
         with self.all_or_none(f"the checkpoints in {self._folder} cannot be read"):
             newest = self._newest() if self._rank == 0 else None
-        name = self._told_by_the_first(newest)
+        name = self._broadcast(newest)
         if name is None:
             return None
         folder = self._folder / name
@@ -97,10 +90,10 @@ class Checkpoints:
                 record = json.loads(folder.read_text(_COMPLETE))
                 metrics = [json.loads(line) for line in folder.read_text(METRICS).splitlines()]
                 states = stack.enter_context(_open_parts(folder, record.pop("parts")))
-            set_states(engine, states, record["optimizer_steps"])
+            engine.set_states(states, record["optimizer_steps"])
         return Progress(**record, metrics=metrics)
 
-    def save(self, engine: Any, steps_done: int, seed: int, metrics: list[dict[str, Any]]) -> None:
+    def save(self, engine: Engine, steps_done: int, seed: int, metrics: list[dict[str, Any]]) -> None:
         """Take a checkpoint of this moment. It is copied here and written later, by another thread.
 
         Raises:
@@ -108,7 +101,7 @@ class Checkpoints:
         """
         self.finish()
         tensors = self._own_share(engine)
-        progress = Progress(steps_done, seed, optimizer_steps(engine), list(metrics))
+        progress = Progress(steps_done, seed, engine.optimizer_steps, list(metrics))
         self._writing = self._thread.submit(self._write, tensors, progress)
 
     def finish(self) -> None:
@@ -121,15 +114,15 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _own_share(self, engine: Any) -> dict[str, Tensor]:
+    def _own_share(self, engine: Engine) -> dict[str, Tensor]:
         """Copies of the states that this worker writes: about as many bytes as the others."""
         loads, owner = [0] * self._workers, {}
-        for name, parameter in trained_parameters(engine.module).items():
+        for name, parameter in engine.trained_parameters().items():
             owner[name] = loads.index(min(loads))
             loads[owner[name]] += parameter_size(parameter)
         return {
             f"{kind}/{name}": tensor.to("cpu", copy=True).contiguous()
-            for name, states in gather_states(engine)
+            for name, states in engine.gather_states()
             if owner[name] == self._rank
             for kind, tensor in states.items()
         }
@@ -155,7 +148,7 @@ class Checkpoints:
             (self._folder / name).remove()
         return complete[-1] if complete else None
 
-    def _told_by_the_first(self, value: Any) -> Any:
+    def _broadcast(self, value: Any) -> Any:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
@@ -168,11 +161,11 @@ class Checkpoints:
             yield
         except Exception as error:
             mine = error
-        said: list[tuple[bool, str] | None] = [None] * self._workers
-        dist.all_gather_object(said, mine and (isinstance(mine, UserError), str(mine)), group=self._group)
-        for found in said:
-            if found:
-                is_users, text = found
+        failures: list[tuple[bool, str] | None] = [None] * self._workers
+        dist.all_gather_object(failures, mine and (isinstance(mine, UserError), str(mine)), group=self._group)
+        for failure in failures:
+            if failure:
+                is_users, text = failure
                 raise UserError(text) if is_users else RuntimeError(f"{problem}: {text}")
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from nlft_ray.config import TrainOptions
 from nlft_ray.errors import UserError
 
@@ -28,8 +26,6 @@ _OURS = {
     "csv_monitor": "nothing: metrics go to OUTPUT/metrics.jsonl",
 }
 """Keys that nlft-ray sets itself, and the option that takes their place."""
-
-
 _NEEDS_STAGE = {"zero_optimization.offload_optimizer": 1, "zero_optimization.offload_param": 3}
 """Keys, and the lowest ZeRO stage that heeds them."""
 
@@ -50,9 +46,7 @@ def check_deepspeed_keys(extra: Mapping[str, Any], zero_stage: int) -> None:
         raise UserError("configuration:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def deepspeed_config(
-    options: TrainOptions, dtype: torch.dtype, micro_batch_size: int, micro_steps: int
-) -> dict[str, Any]:
+def deepspeed_config(options: TrainOptions, bfloat16: bool, micro_batch_size: int, micro_steps: int) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`.
 
     Raises:
@@ -60,7 +54,6 @@ def deepspeed_config(
     """
     check_deepspeed_keys(options.deepspeed, options.zero_stage)
     offloaded = _has(options.deepspeed, "zero_optimization.offload_optimizer")
-    bfloat16 = dtype == torch.bfloat16
     ours = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_steps,

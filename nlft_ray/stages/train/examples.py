@@ -1,43 +1,30 @@
-"""From the scored table to training examples: a policy weighs every row, here and at no other time."""
+"""Weighed examples: one by one, in a table that is mapped into memory, and in the micro-batches that run."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
-from nlft_ray.core.policies import Policy, TokenWeights
+from nlft_ray.core.prefix import common_prefix_length
 from nlft_ray.errors import UserError
+from nlft_ray.models.packing import PackedTexts, moved
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.schema import CORRECT, INCORRECT
-from nlft_ray.tables.scored import facts_of
-from nlft_ray.tables.shards import DATA
+from nlft_ray.tables.schema import WEIGHED
 
-_COLUMNS = [
-    "id",
-    "verdict",
-    "input_ids",
-    "response_start",
-    "logp_base",
-    "logp_judge",
-    "logp_standard",
-    "hidden_norm",
-    "hidden_cos",
-    "standard_ids",
-]
-_COUNTED = (
-    *("rows", "rows_without_weight", "examples", CORRECT, INCORRECT, "tokens", "weighted_tokens", "silenced_tokens"),
-    *("scoring_tokens", "losing_tokens", "lowered_tokens", "growth_truncated"),
-)
-_ROWS_AT_ONCE = 256
+_ROWS_PER_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One row as it is trained on: T tokens, the last n of which are trained."""
+    """One row as it is trained on: T tokens, the last n of which are trained. Its fields are the table's columns."""
 
     id: str
     input_ids: npt.NDArray[np.int32]
@@ -49,7 +36,7 @@ class Example:
     unlikelihood: npt.NDArray[np.float32]
     """(n,) weights of -log(1 - p)."""
     anchor: npt.NDArray[np.float32]
-    """(n,) how much of `likelihood` the policy's plain likelihood term brings; told apart in the metrics only."""
+    """(n,) how much of `likelihood` the policy's plain likelihood term brings; apart in the metrics only."""
 
     @property
     def n(self) -> int:
@@ -66,127 +53,178 @@ class Example:
         return (self.likelihood > 0) | (self.unlikelihood > 0)
 
 
-@dataclass
-class Weighing:
-    """A policy at work on a table: yields examples, counts what it saw, keeps what could not be used."""
+def write_examples(examples: Iterable[Example], folder: Folder, name: str) -> str:
+    """Write a table of examples as a file that can be mapped, whole or not at all; the SHA-256 of its bytes."""
+    examples = iter(examples)
+    with folder.written_locally(name) as path:
+        with pa.ipc.new_file(str(path), WEIGHED) as writer:
+            while rows := list(islice(examples, _ROWS_PER_BATCH)):
+                writer.write_batch(_record_batch(rows))
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
-    policy: Policy
-    max_length: int
-    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_COUNTED, 0)))
-    rejects: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
 
-    @property
-    def reject_reasons(self) -> dict[str, int]:
-        return dict(Counter(reason for _, reason in self.rejects))
+class ExampleTable(Sequence[Example]):
+    """A table of examples, of any size: in memory is what is looked at.
 
-    @property
-    def set_aside_reasons(self) -> dict[str, int]:
-        count = self.counts["rows_without_weight"]
-        return {f"policy '{self.policy.name}' gives no weight to any token": count} if count else {}
+    Its order is that of the ids, which does not depend on how the scored table was cut into files.
+    """
 
-    def examples(self, source: Folder) -> Iterator[Example]:
-        """The rows that have any weight, in the order of the table.
+    def __init__(self, folder: Folder, name: str):
+        """Map a file that `write_examples` wrote; one in a store is copied to this machine first.
 
         Raises:
-            UserError: the table's facts are not usable, or the policy gives no weight to any row.
+            UserError: there is no such file.
         """
-        for row in _rows(source):
-            self.counts["rows"] += 1
-            if example := self._example(row):
-                yield example
-        if self.counts["examples"] == 0:
-            raise UserError(self._why_nothing_is_left(source))
-
-    def _example(self, row: dict[str, Any]) -> Example | None:
-        trained = self._trained_ids(row)
-        if trained is None:
-            return None
-        weights = self._weigh(row, len(trained))
-        example = Example(
-            id=row["id"],
-            input_ids=np.concatenate([row["input_ids"][: row["response_start"]], trained]),
-            response_start=row["response_start"],
-            likelihood=weights.likelihood.astype(np.float32),
-            unlikelihood=weights.unlikelihood.astype(np.float32),
-            anchor=weights.anchor.astype(np.float32),
-        )
-        if not example.weighted.any():
-            self.counts["rows_without_weight"] += 1
-            return None
-        self._count(row["verdict"], example, weights)
-        return example
-
-    def _trained_ids(self, row: dict[str, Any]) -> npt.NDArray[np.int32] | None:
-        """The tokens that the policy trains; None where this row has none."""
-        if self.policy.target == "response":
-            return row["input_ids"][row["response_start"] :]
-        if row["standard_ids"] is None or len(row["standard_ids"]) == 0:
-            self._reject(row, f"no standard answer, which policy '{self.policy.name}' trains on")
-            return None
-        length = row["response_start"] + len(row["standard_ids"])
-        if length > self.max_length:
-            self._reject(row, f"prompt and standard answer have more than {self.max_length} tokens")
-            return None
-        return row["standard_ids"]
-
-    def _reject(self, row: dict[str, Any], reason: str) -> None:
-        self.rejects.append(({"id": row["id"]}, reason))
-
-    def _weigh(self, row: dict[str, Any], n: int) -> TokenWeights:
-        if self.policy.target == "standard_answer":
-            return self.policy.weigh_tokens(n)
-        try:
-            weights = self.policy.weigh(facts_of(row))
-            if len(weights.weight) != n:
-                raise ValueError(f"{n} response tokens, but facts about {len(weights.weight)}")
-            return weights
-        except ValueError as error:
+        if not folder.has(name):
             raise UserError(
-                f"input: row '{row['id']}' of the scored table is damaged: {error}. Score it again."
-            ) from error
+                f"output: {folder} has no {name} on this machine, which the start of the training has written there. "
+                "Workers and the process that starts them must see the same folder: give one that all nodes share."
+            )
+        with folder.read_locally([name]) as local:
+            # The mapping holds the file: a copy may lose its name here.
+            table = pa.ipc.open_file(pa.memory_map(str(local / name))).read_all()
+        self._batches = table.to_batches()
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._order = pc.sort_indices(table.column("id")).to_numpy()
 
-    def _count(self, verdict: str, example: Example, weights: TokenWeights) -> None:
-        saliency = "scoring_tokens" if verdict == CORRECT else "losing_tokens"
-        self.counts.update(
-            {
-                "examples": 1,
-                verdict: 1,
-                "tokens": example.n,
-                "weighted_tokens": int(example.weighted.sum()),
-                "silenced_tokens": int((~example.weighted).sum()),
-                "lowered_tokens": int((example.unlikelihood > 0).sum()),
-                saliency: int(weights.saliency.sum()),
-                "growth_truncated": weights.growth_truncated,
-            }
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self._example(row) for row in self._order[index]]
+        return self._example(self._order[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._example, self._order)
+
+    @property
+    def weighted_tokens(self) -> int:
+        """Tokens with a weight, in all examples."""
+        likelihood, unlikelihood = (
+            [batch.column(name).flatten().to_numpy() for batch in self._batches]
+            for name in ("likelihood", "unlikelihood")
+        )
+        return sum(int(((up > 0) | (down > 0)).sum()) for up, down in zip(likelihood, unlikelihood, strict=True))
+
+    def _example(self, row: int) -> Example:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        batch, index = self._batches[number], int(row - self._starts[number])
+        return Example(**{name: _value(batch.column(name)[index]) for name in WEIGHED.names})
+
+
+def _record_batch(examples: Sequence[Example]) -> pa.RecordBatch:
+    columns = []
+    for field in WEIGHED:
+        values = [getattr(example, field.name) for example in examples]
+        if pa.types.is_list(field.type):
+            offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+            columns.append(pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), field.type.value_type)))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=WEIGHED)
+
+
+def _value(value: pa.Scalar) -> Any:
+    return value.values.to_numpy() if isinstance(value, pa.ListScalar) else value.as_py()
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Up to B examples on (R, T) positions; M trained tokens with a weight, example after example.
+
+    What stands behind an example's last weighted token changes nothing, so it does not run.
+    """
+
+    inputs: dict[str, Any]
+    """Arguments of the model's forward: (R, T) ids and what belongs to them. R is B where rows are padded, else 1."""
+    keep: Tensor
+    """(R, T) bool, the M positions whose logits are needed: the LM head runs at no other."""
+    targets: Tensor
+    """(M,) int64."""
+    example: Tensor
+    """(M,) int64, which of the examples each token belongs to."""
+    likelihood: Tensor
+    """(M,) float32, weights of -log p."""
+    unlikelihood: Tensor
+    """(M,) float32, weights of -log(1 - p)."""
+    anchor: Tensor
+    """(M,) float32, how much of `likelihood` the policy's plain likelihood term brings."""
+    tokens_per_example: Tensor
+    """(B,) n of each example: all its trained tokens, those without a weight too."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], pad_id: int, *, packed: bool) -> Self:
+        """Without examples: one token with weight 0, for a worker that has nothing to do but take part."""
+        if not examples:
+            nothing = np.zeros(1, np.float32)
+            examples = [Example("", np.full(2, pad_id, np.int32), 1, nothing, nothing, nothing)]
+        trained = [_trained(example) for example in examples]
+        rows = [
+            example.input_ids[: example.response_start + int(tokens[-1])].tolist()
+            for example, tokens in zip(examples, trained, strict=True)
+        ]
+        if packed:
+            prompts = [example.input_ids[: example.response_start].tolist() for example in examples]
+            inputs, starts = packed_inputs(rows, common_prefix_length(prompts) if len(rows) > 1 else 0)
+        else:
+            inputs = _padded_inputs(rows, pad_id)
+            starts = [row * inputs["input_ids"].shape[1] for row in range(len(rows))]
+        keep = torch.zeros(inputs["input_ids"].numel(), dtype=torch.bool)
+        for example, tokens, start in zip(examples, trained, starts, strict=True):
+            keep[start + example.response_start - 1 + tokens] = True
+        weights = {
+            name: torch.from_numpy(
+                np.concatenate(
+                    [getattr(example, name)[tokens] for example, tokens in zip(examples, trained, strict=True)]
+                )
+            )
+            for name in ("likelihood", "unlikelihood", "anchor")
+        }
+        targets = [
+            example.input_ids[example.response_start + tokens]
+            for example, tokens in zip(examples, trained, strict=True)
+        ]
+        return cls(
+            inputs=inputs | {"use_cache": False},
+            keep=keep.view(inputs["input_ids"].shape),
+            targets=torch.from_numpy(np.concatenate(targets)).long(),
+            example=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(t) for t in trained])),
+            tokens_per_example=torch.tensor([example.n for example in examples]),
+            **weights,
         )
 
-    def _why_nothing_is_left(self, source: Folder) -> str:
-        seen = f"{self.counts['rows']} rows, {len(self.rejects)} of them unusable"
-        if self.rejects:
-            seen += f" ({self.rejects[0][1]})"
-        return (
-            f"policy: '{self.policy.name}' gives no weight to any row of {source} ({seen}), so there is nothing to "
-            "train on. Choose another policy or other numbers for it, or bring more responses: "
-            "'rft' needs correct ones, 'sft' needs standard answers."
-        )
+    def to(self, device: torch.device) -> Self:
+        return replace(self, **moved(vars(self), device))
 
 
-def _rows(source: Folder) -> Iterator[dict[str, Any]]:
-    """Every row of the scored table in order, its lists as arrays: Python lists would take most of the time."""
-    data = source / DATA
-    for name in data.files(".parquet"):
-        for batch in data.open_parquet(name).iter_batches(batch_size=_ROWS_AT_ONCE, columns=_COLUMNS):
-            columns = {column: _values(batch.column(column)) for column in _COLUMNS}
-            for index in range(batch.num_rows):
-                yield {column: values[index] for column, values in columns.items()}
+def _trained(example: Example) -> np.ndarray:
+    """Which of an example's n tokens have a weight; the first, where none has."""
+    tokens = example.weighted.nonzero()[0]
+    return tokens if len(tokens) else np.zeros(1, np.int64)
 
 
-def _values(column: pa.Array) -> list[Any]:
-    if not pa.types.is_list(column.type):
-        return column.to_pylist()
-    flat = column.values.to_numpy(zero_copy_only=False)
-    offsets = column.offsets.to_numpy()
-    return [
-        flat[start:stop].copy() if valid else None
-        for start, stop, valid in zip(offsets[:-1], offsets[1:], column.is_valid().to_pylist(), strict=True)
-    ]
+def packed_inputs(rows: Sequence[Sequence[int]], shared: int) -> tuple[dict[str, Any], list[int]]:
+    """Arguments of the model's forward for rows that share their first tokens, and where each row's position 0 is (for
+    positions from `shared` on): row r's position t stands at starts[r] + t."""
+    texts, starts = PackedTexts(), []
+    beginning = texts.append(rows[0][:shared], ()) if shared else ()
+    for row in rows:
+        starts.append(len(texts.ids) - shared)
+        texts.append(row[shared:], beginning)
+    return texts.inputs(), starts
+
+
+def _padded_inputs(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Rows padded on the right, so that no position moves."""
+    longest = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    return {
+        "input_ids": torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows]),
+        "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+    }

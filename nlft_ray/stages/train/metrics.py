@@ -1,7 +1,9 @@
-"""The record of a training: a line of JSON for each optimizer step, and the same for TensorBoard."""
+"""The record of a training: a line of JSON for each optimizer step, the same for TensorBoard, and notes; and what the
+person at the terminal sees of it while workers train elsewhere, read from these files."""
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -11,14 +13,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from nlft_ray.errors import UserError
-from nlft_ray.log import log
-from nlft_ray.stages.train.order import Order
+from nlft_ray.log import RowProgress, log
+from nlft_ray.stages.train.schedule import Order
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.training import METRICS
+from nlft_ray.tables.training import METRICS, read_metrics
 
 TENSORBOARD = "tensorboard"
 
+_NOTES = "notes.log"
 _SECONDS_BETWEEN_OBJECTS = 10.0
+_SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ def check_epochs(lines: Sequence[Mapping[str, Any]], order: Order, weighted_toke
     wanted = order.examples, weighted_tokens
     for epoch in range(order.steps // order.steps_per_epoch):
         steps = [line for line in lines if line["epoch"] == epoch + 1]
-        found = tuple(sum(line[key] for line in steps) for key in ("examples", "weighted_tokens"))
-        if found != wanted:
-            raise RuntimeError(f"epoch {epoch + 1} worked on (examples, weighted tokens) {found} instead of {wanted}")
+        counted = tuple(sum(line[key] for line in steps) for key in ("examples", "weighted_tokens"))
+        if counted != wanted:
+            raise RuntimeError(f"epoch {epoch + 1} worked on (examples, weighted tokens) {counted}, not {wanted}")
 
 
 class MetricsLog:
@@ -70,7 +74,7 @@ class MetricsLog:
     """
 
     def __init__(self, output: Folder, lines: Sequence[dict[str, Any]]):
-        from torch.utils.tensorboard import SummaryWriter  # torch: only who writes the record shall wait for it
+        from torch.utils.tensorboard import SummaryWriter  # imports torch, which only who writes the record needs
 
         self.lines = list(lines)
         self._output, self._finished = output, False
@@ -131,3 +135,67 @@ class MetricsLog:
         for name, value in line.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(name, value, line["step"])
+
+
+def add_note(output: Folder, message: str) -> None:
+    """Leave a note for the person at the terminal, such as about a failure that training recovers from.
+
+    A store that refuses the note is logged, never raised.
+    """
+    try:
+        earlier = output.read_text(_NOTES) if output.has(_NOTES) else ""
+        output.write_text(_NOTES, earlier + " ".join(message.split())[:500] + "\n")
+    except UserError as error:
+        log(f"train: {message}; {error}")
+
+
+class Watch:
+    """Shows steps, loss and notes until it is left."""
+
+    def __init__(self, output: Folder, steps: int):
+        self._output, self._steps = output, steps
+        self._pause = _SECONDS_BETWEEN_LOOKS if output.is_local else _SECONDS_BETWEEN_DOWNLOADS
+        self._notes_seen = len(self._notes())
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._show()
+        except UserError as error:  # of a store: those who train meet it too, and what it means is theirs to say
+            log(f"train: the progress is not shown any more: {error}")
+
+    def _show(self) -> None:
+        done = len(read_metrics(self._output))
+        while len(read_metrics(self._output)) == done and not self._stopped.wait(self._pause):
+            self._show_notes()  # workers are starting: that time says nothing about the time left
+        with RowProgress("train", self._steps, done, unit="steps") as progress:
+            last = False
+            while not last:
+                last = self._stopped.wait(self._pause)
+                lines = read_metrics(self._output)
+                if len(lines) != done:
+                    tokens = sum(line["weighted_tokens"] for line in lines[done:])
+                    note = f"loss {lines[-1]['loss']:.4f}" if lines else ""
+                    progress.advance(len(lines) - done, tokens, note)
+                    done = len(lines)
+                self._show_notes()
+
+    def _show_notes(self) -> None:
+        notes = self._notes()
+        for note in notes[self._notes_seen :]:
+            log(f"train: {note}")
+        self._notes_seen = len(notes)
+
+    def _notes(self) -> list[str]:
+        return self._output.read_text(_NOTES).splitlines() if self._output.has(_NOTES) else []
