@@ -148,12 +148,9 @@ def _text(words: int, start: int = 0) -> str:
 
 def _train(settings: dict[str, Any]) -> None:
     from nlft_ray.config import TrainConfig
-    from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
-    from nlft_ray.stages.train.loop import train_worker
-    from nlft_ray.storage.folder import Folder
+    from nlft_ray.stages.train.job import train
 
-    config = TrainConfig(**settings)
-    train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, keep=1))
+    train(TrainConfig(**settings, backend="inline"))
 
 
 def _status(key: str) -> int:

@@ -28,13 +28,13 @@ from watching import Watch
 from nlft_ray.cli.arguments import validate
 from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
-from nlft_ray.models.loading import load_model, load_tokenizer
+from nlft_ray.models.loading import load_model, load_tokenizer, max_length
 from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.score.contexts import RowBuilder, ScoringRow
-from nlft_ray.stages.train.batch import MicroBatch
-from nlft_ray.stages.train.head import LogOddsHead
-from nlft_ray.stages.train.loop import load_examples
-from nlft_ray.stages.train.order import order_of
+from nlft_ray.stages.train.examples import ExampleTable, MicroBatch, write_examples
+from nlft_ray.stages.train.model import LogOddsHead
+from nlft_ray.stages.train.schedule import order_of
+from nlft_ray.stages.train.weighing import Weighing
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import EXAMPLES
 from nlft_ray.tables.training import read_metrics
@@ -137,11 +137,11 @@ def _without_ray(task: dict[str, Any]) -> Measure:
     import torch.distributed as dist
 
     from nlft_ray.stages.train.engine import build_engine
-    from nlft_ray.stages.train.order import Split
-    from nlft_ray.stages.train.step import Stepper
+    from nlft_ray.stages.train.loop import Stepper
+    from nlft_ray.stages.train.schedule import Split
 
     config = _config(task)
-    examples = load_examples(config)
+    examples = _weigh(config)
     order = order_of(config, len(examples))
     split = Split(1, config.micro_batch_size_per_worker, config.batch_size)
     rendezvous = Path(config.output).with_suffix(".rendezvous")
@@ -157,9 +157,15 @@ def _without_ray(task: dict[str, Any]) -> Measure:
     return clock.measure() | {"losses": losses}
 
 
+def _weigh(config: TrainConfig) -> ExampleTable:
+    folder = Folder(config.output)
+    write_examples(Weighing(config.policy, max_length(config.model)).examples(Folder(config.input)), folder, "examples")
+    return ExampleTable(folder, "examples")
+
+
 def _plain(task: dict[str, Any]) -> Measure:
     config = _config(task)
-    examples = list(load_examples(config))
+    examples = list(_weigh(config))
     model = _with_adapters(config)
     assert attend_by_segments(model.get_base_model())
     head = LogOddsHead.replace(model)
@@ -234,7 +240,7 @@ def _trl(task: dict[str, Any]) -> Measure:
     from trl import SFTConfig, SFTTrainer
 
     config = _config(task)
-    examples = load_examples(config)
+    examples = _weigh(config)
     ids = [example.input_ids.tolist() for example in examples]
     masks = [
         [0] * example.response_start + [1] * (len(example.input_ids) - example.response_start) for example in examples

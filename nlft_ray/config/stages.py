@@ -15,7 +15,16 @@ from nlft_ray.config.options import (
     ScoreOptions,
     TrainOptions,
 )
-from nlft_ray.config.shared import Backend, FolderPath, Fraction, ModelConfig, NotIdentity, PoolConfig, PromptConfig, Strict
+from nlft_ray.config.shared import (
+    Backend,
+    FolderPath,
+    Fraction,
+    ModelConfig,
+    NotIdentity,
+    PoolConfig,
+    PromptConfig,
+    Strict,
+)
 from nlft_ray.core.policies import POLICIES
 
 
@@ -86,7 +95,7 @@ class TrainConfig(TrainOptions, WithModel, StageConfig):
     def _inline_is_one_worker(self) -> "TrainConfig":
         if self.backend == "inline" and self.most_workers > 1:
             raise ValueError(
-                f"backend: inline trains with one worker in this process: set num_workers=1 (it is {self.num_workers}), "
+                f"backend: inline is one worker in this process: set num_workers=1 (it is {self.num_workers}), "
                 "or use backend: ray"
             )
         return self

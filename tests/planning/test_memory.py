@@ -19,7 +19,7 @@ from nlft_ray.planning.memory import (
     training_states,
 )
 from nlft_ray.planning.shape import Adapters, Shape
-from nlft_ray.stages.train.batch import packed_inputs
+from nlft_ray.stages.train.examples import packed_inputs
 
 GB = 10**9
 SHAPE = Shape(

@@ -1,8 +1,8 @@
 """DeepSpeed, which this file alone names: the model with its optimizer, spread over the workers as a ZeRO stage says.
 
-The loop asks an `Engine` for log-odds, gives it losses and has it take steps. What a training has learned comes out of it,
-and goes back in, by parameter: its value in float32 and Adam's two moments, each whole. DeepSpeed keeps them in flat
-pieces that depend on the ZeRO stage and on the number of workers. By name and whole they fit every stage and every
+The loop asks an `Engine` for log-odds, gives it losses and has it take steps. What a training has learned comes out of
+it, and goes back in, by parameter: its value in float32 and Adam's two moments, each whole. DeepSpeed keeps them in
+flat pieces that depend on the ZeRO stage and on the number of workers. By name and whole they fit every stage and every
 number, so a checkpoint of these needs no conversion.
 """
 

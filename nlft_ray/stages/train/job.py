@@ -1,7 +1,7 @@
-"""Training: checks and the weighing here, the loop in workers, which Ray Train places or which are this very process.
+"""The course of stage `train`: checks and the weighing here, the loop in workers that Ray Train or this process runs.
 
-What needs torch, transformers or Ray is imported where it is used: Ray Train's controller, a process of its own, imports
-this file too, and training begins only when it has; and inline, Ray has no part in it.
+What needs torch, transformers or Ray is imported where it is used. Ray Train's controller, a process of its own,
+imports this file too, and training begins only when it has; and inline, Ray has no part in it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The training loop of one worker, and one step of it. It does not know who started it: Ray, a test, or this process."""
+"""The training loop of one worker, and one step of it, whoever started it: Ray, a test, or this process."""
 
 import time
 from collections.abc import Sequence

@@ -13,8 +13,12 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.models.loading import tokenizer_fingerprint
 from nlft_ray.sandbox.tokenizer import build_tokenizer, vocabulary
 from nlft_ray.stages.train.checkpoints import Checkpoints
+from nlft_ray.stages.train.examples import ExampleTable
+from nlft_ray.stages.train.loop import train_worker
+from nlft_ray.stages.train.weighing import TRAINED, survey
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.training import read_metrics
+from nlft_ray.tables.manifest import identity_of, read_manifest
+from nlft_ray.tables.training import WEIGHED_EXAMPLES, read_metrics
 from tests.rows import write_table
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}  # what DeepSpeed reads when it is imported
@@ -89,6 +93,18 @@ def train_config(folder: str, scored: str, output: Path | str, **changes: Any) -
         "cpus_per_worker": 1,
     }
     return validate(TrainConfig, values | changes)
+
+
+def weigh(config: TrainConfig) -> ExampleTable:
+    """The weighed examples of a training, written as its start does it before there are workers."""
+    survey(config, identity_of(config, "train"), read_manifest(Folder(config.input), table="scored").rows_out)
+    return ExampleTable(Folder(config.output) / WEIGHED_EXAMPLES, TRAINED)
+
+
+def train_alone(config: TrainConfig, checkpoints: Checkpoints) -> None:
+    """Weigh and train in this process, which is the only worker."""
+    weigh(config)
+    train_worker(config, checkpoints)
 
 
 class StoppingCheckpoints(Checkpoints):

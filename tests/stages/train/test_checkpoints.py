@@ -16,7 +16,6 @@ import torch
 from safetensors import safe_open
 
 from nlft_ray.config import TrainConfig
-from nlft_ray.stages.train import loop
 from tests.stages.train import support, workers
 
 pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
@@ -129,7 +128,7 @@ def test_half_checkpoints_are_ignored_and_cleared_away(trainer: Trainer, tmp_pat
     shutil.copytree(whole, half)
     (half / "checkpoint.json").unlink()
     resumed = support.StoppingCheckpoints(checkpoints)
-    loop.train_worker(config, resumed)
+    support.train_alone(config, resumed)
     assert resumed.saved == [6]
     assert not half.exists()
 
@@ -140,7 +139,7 @@ def test_a_damaged_checkpoint_is_said_in_a_line(trainer: Trainer, tmp_path: Path
     (part,) = checkpoints.glob("*/part-*")
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(RuntimeError, match=r"step-00000004.* cannot be read: .*"):
-        loop.train_worker(config, support.StoppingCheckpoints(checkpoints))
+        support.train_alone(config, support.StoppingCheckpoints(checkpoints))
 
 
 def test_what_cannot_be_read_or_written_fails_on_all_workers(trainer: Trainer, tmp_path: Path) -> None:
@@ -168,8 +167,8 @@ def test_checkpoints_in_a_store(trainer: Trainer, tmp_path: Path) -> None:
     config = trainer.config(tmp_path / "unused").model_copy(update={"output": f"fsspec+file://{tmp_path}/stopped"})
     checkpoints = f"{config.output}/checkpoints"
     with pytest.raises(support.Stopped):
-        loop.train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after=4))
-    loop.train_worker(config, support.StoppingCheckpoints(checkpoints))
+        support.train_alone(config, support.StoppingCheckpoints(checkpoints, stop_after=4))
+    support.train_alone(config, support.StoppingCheckpoints(checkpoints))
     assert [line["loss"] for line in support.record(config.output)] == [
         line["loss"] for line in support.record(whole.output)
     ]

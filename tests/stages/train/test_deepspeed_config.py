@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 
 from nlft_ray.config import TrainOptions
 from nlft_ray.errors import UserError
@@ -11,7 +10,7 @@ from nlft_ray.stages.train.deepspeed_config import deepspeed_config
 
 
 def made(**extra: Any) -> dict[str, Any]:
-    return deepspeed_config(TrainOptions(zero_stage=2, deepspeed=extra), torch.bfloat16, 2, 3)
+    return deepspeed_config(TrainOptions(zero_stage=2, deepspeed=extra), True, 2, 3)
 
 
 def test_further_keys_are_merged_into_ours() -> None:
@@ -35,12 +34,12 @@ def test_keys_that_are_ours_are_errors_that_name_the_option() -> None:
 def test_keys_that_a_stage_does_not_heed_are_errors(what: str, stage: int) -> None:
     extra = {"zero_optimization": {what: {"device": "cpu"}}}
     with pytest.raises(UserError, match=rf"deepspeed\.zero_optimization\.{what} needs zero_stage=.*it is {stage}"):
-        deepspeed_config(TrainOptions(zero_stage=stage, deepspeed=extra), torch.float32, 1, 1)
+        deepspeed_config(TrainOptions(zero_stage=stage, deepspeed=extra), False, 1, 1)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradients_add_up_in_float32(stage: int) -> None:
-    config = deepspeed_config(TrainOptions(zero_stage=stage), torch.bfloat16, 1, 1)
+    config = deepspeed_config(TrainOptions(zero_stage=stage), True, 1, 1)
     assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
     assert config["zero_optimization"]["stage"] == max(stage, 1)
-    assert deepspeed_config(TrainOptions(), torch.float32, 1, 1)["zero_optimization"]["stage"] == 0
+    assert deepspeed_config(TrainOptions(), False, 1, 1)["zero_optimization"]["stage"] == 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nlft_ray.stages.train.batch import packed_inputs
-from nlft_ray.stages.train.dropout import KeyedDropout, TokenKeys
+from nlft_ray.stages.train.examples import packed_inputs
+from nlft_ray.stages.train.model import KeyedDropout, TokenKeys
 
 ROWS = [[*range(20), 3, 1, 4], [*range(20), 2], [*range(20), 3, 1, 5, 9]]
 D = 64

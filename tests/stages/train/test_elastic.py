@@ -19,7 +19,8 @@ from tests.stages.train import support, workers
 
 _RUN = (
     "import sys; from nlft_ray.stages.train import job; from nlft_ray.config import TrainConfig; "
-    "from nlft_ray.cli.arguments import load_config; job._RESIZING_SECONDS = 2.0; "
+    "from nlft_ray.cli.arguments import load_config; from nlft_ray.execution import ray_workers; "
+    "ray_workers._RESIZING_SECONDS = 2.0; "
     "job.train(load_config(TrainConfig, sys.argv[1], sys.argv[2:]))"
 )
 

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nlft_ray.core.logprobs import token_log_odds
-from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.engine import Engine, build_engine
-from nlft_ray.stages.train.loop import load_examples, note_slower_ways
+from nlft_ray.stages.train.examples import MicroBatch
+from nlft_ray.stages.train.loop import note_slower_ways
 from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
 from tests.stages.train import support
@@ -47,7 +47,7 @@ def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str
     kind, shape, packs, asks_the_head = MODELS[name]
     engine = build(tmp_path, kind, shape, lora={"targets": "all-linear"})
     assert (engine.packed, engine.head is not None) == (packs, asks_the_head)
-    examples = list(load_examples(support.train_config(model, scored, tmp_path)))[:5]
+    examples = support.weigh(support.train_config(model, scored, tmp_path / "out"))[:5]
     found = engine.log_odds(MicroBatch.of(examples, 0, packed=engine.packed))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     wanted = []

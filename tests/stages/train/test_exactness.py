@@ -17,11 +17,8 @@ from torch import Tensor
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.models.loading import load_model
-from nlft_ray.stages.train import engine
-from nlft_ray.stages.train.dropout import TokenKeys, use_keyed_dropout
-from nlft_ray.stages.train.loop import load_examples
-from nlft_ray.stages.train.order import order_of
-from nlft_ray.stages.train.schedule import learning_rate
+from nlft_ray.stages.train.model import TokenKeys, use_keyed_dropout, with_adapters
+from nlft_ray.stages.train.schedule import learning_rate, order_of
 from tests.stages.train import support, workers
 
 STEPS, TOLERANCE = 3, 1e-5
@@ -82,13 +79,13 @@ def defined(config: TrainConfig) -> list[dict[str, Any]]:
     """Loss, gradients and parameters of each step by their definition."""
     model = load_model(config.model)
     if config.lora:
-        model = engine._with_adapters(model, config.model, config.lora, config.seed)
+        model = with_adapters(model, config.model, config.lora, config.seed)
     keys = use_keyed_dropout(model, config.lora.dropout if config.lora else 0.0)
     model.train()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), weight_decay=config.weight_decay)
-    examples = load_examples(config)
+    examples = support.weigh(config)
     order = order_of(config, len(examples))
     course = {"schedule": config.schedule, "warmup_fraction": config.warmup_fraction}
     steps = []
@@ -198,6 +195,6 @@ def test_bfloat16_adds_up_and_learns_in_float32(stage: int, model: str, table: s
 def test_logits_are_asked_for_only_where_a_token_has_a_weight(model: str, scored: str, tmp_path: Path) -> None:
     config = support.train_config(model, scored, tmp_path)
     kept = workers.count_kept(config)
-    examples = load_examples(config)
+    examples = support.weigh(config)
     assert kept == [int(example.weighted.sum()) for example in examples]
     assert sum(kept) < sum(example.n for example in examples)

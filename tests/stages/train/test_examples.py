@@ -1,86 +1,44 @@
-"""What a policy makes of the scored table."""
+"""Examples are read from a mapped file: the same, by their ids' order, and not held in memory."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
+import pyarrow as pa
 
-from nlft_ray.core.policies import POLICIES
-from nlft_ray.errors import UserError
-from nlft_ray.stages.train.examples import Example, Weighing
-from nlft_ray.stages.train.loop import load_examples
+from nlft_ray.stages.train.examples import Example, ExampleTable, write_examples
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.scored import facts_of
-from tests.stages.train import support
 
 
-def weighed(folder: str, policy: str, max_length: int = 64) -> tuple[Weighing, list[Example]]:
-    weighing = Weighing(POLICIES[policy](), max_length)
-    return weighing, list(weighing.examples(Folder(folder)))
+def example(number: int, length: int = 5) -> Example:
+    weights = (np.arange(length, dtype=np.float32) + number) % 3
+    ids = np.arange(length + 2, dtype=np.int32) * number
+    return Example(f"row-{number:06d}", ids, 2, weights, 2 - weights, weights / 2)
 
 
-def test_an_example_has_the_weights_that_the_policy_gives(scored: str) -> None:
-    weighing, examples = weighed(scored, "nlft")
-    assert len(examples) == 11
-    for row, example in zip(support.scored_rows(), examples, strict=True):
-        weights = POLICIES["nlft"]().weigh(facts_of(row))
-        assert example.input_ids.tolist() == row["input_ids"]
-        np.testing.assert_allclose(example.likelihood, weights.likelihood, rtol=1e-6)
-        np.testing.assert_allclose(example.unlikelihood, weights.unlikelihood, rtol=1e-6)
-        np.testing.assert_allclose(example.anchor, weights.anchor)
-    counts = weighing.counts
-    assert (counts["correct"], counts["incorrect"]) == (6, 5)
-    assert counts["tokens"] == counts["weighted_tokens"] + counts["silenced_tokens"]
-    assert counts["losing_tokens"] == counts["lowered_tokens"] > 0
+def written(folder: Path, examples: Iterable[Example]) -> ExampleTable:
+    write_examples(examples, Folder(str(folder)), "examples.arrow")
+    return ExampleTable(Folder(str(folder)), "examples.arrow")
 
 
-def test_rows_without_weight_are_counted_apart(scored: str) -> None:
-    weighing, examples = weighed(scored, "rft")
-    assert len(examples) == weighing.counts["examples"] == 6
-    assert weighing.counts["rows_without_weight"] == 5
-    assert weighing.counts["incorrect"] == 0
+def test_every_example_comes_back_in_the_order_of_ids(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).permutation(1300)  # more than two batches
+    table = written(tmp_path, (example(int(number), 1 + int(number) % 7) for number in numbers))
+    assert len(table) == 1300
+    for number, found in enumerate(table):
+        wanted = example(number, 1 + number % 7)
+        assert (found.id, found.response_start) == (wanted.id, 2)
+        for name in ("input_ids", "likelihood", "unlikelihood", "anchor"):
+            assert getattr(found, name).dtype == getattr(wanted, name).dtype
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert table[7].id == "row-000007"
+    assert [found.id for found in table[3:5]] == ["row-000003", "row-000004"]
+    assert table.weighted_tokens == sum(int(found.weighted.sum()) for found in table)
 
 
-def test_sft_trains_the_standard_answer_after_the_base_prompt(scored: str) -> None:
-    for row, example in zip(support.scored_rows(), weighed(scored, "sft")[1], strict=True):
-        assert example.input_ids.tolist() == row["input_ids"][: row["response_start"]] + row["standard_ids"]
-        assert example.likelihood.tolist() == [1.0] * len(row["standard_ids"])
-
-
-def test_sft_rejects_rows_without_standard_answer_and_too_long_ones(tmp_path: Path, model: str) -> None:
-    rows: list[dict[str, Any]] = [
-        row | {"logp_standard": None, "standard_ids": None} if number == 2 else row
-        for number, row in enumerate(support.scored_rows())
-    ]
-    rows[3]["standard_ids"] = [6] * 70
-    weighing, examples = weighed(support.save_scored(tmp_path, model, rows), "sft")
-    assert len(examples) == 9
-    assert [row["id"] for row, _ in weighing.rejects] == ["row-002", "row-003"]
-    assert sum(weighing.reject_reasons.values()) == 2
-
-
-def test_nothing_to_train_on_is_the_users_to_mend(tmp_path: Path, model: str) -> None:
-    rows = [row for row in support.scored_rows() if row["verdict"] == "incorrect"]
-    with pytest.raises(UserError, match=r"'rft' gives no weight to any row.*5 rows"):
-        weighed(support.save_scored(tmp_path, model, rows), "rft")
-
-
-def test_a_damaged_row_is_named(tmp_path: Path, model: str) -> None:
-    rows = support.scored_rows()
-    rows[4]["logp_base"] = [*rows[4]["logp_base"][:-1], float("nan")]
-    with pytest.raises(UserError, match="row-004"):
-        weighed(support.save_scored(tmp_path / "nan", model, rows), "nlft")
-    rows = support.scored_rows()
-    rows[5]["input_ids"].append(6)
-    with pytest.raises(UserError, match="row-005"):
-        weighed(support.save_scored(tmp_path / "long", model, rows), "nlft")
-
-
-def test_the_order_does_not_depend_on_how_the_table_is_cut(tmp_path: Path, model: str, scored: str) -> None:
-    shuffled = support.save_scored(tmp_path / "table", model, support.scored_rows()[::-1], rows_per_file=3)
-    ids = [
-        [example.id for example in load_examples(support.train_config(model, table, tmp_path / "out"))]
-        for table in (scored, shuffled)
-    ]
-    assert ids[0] == ids[1] == sorted(ids[0])
+def test_a_large_table_is_not_held_in_memory(tmp_path: Path) -> None:
+    before = pa.total_allocated_bytes()
+    table = written(tmp_path, (example(number, 2000) for number in range(4000)))
+    size = len(table) * 2000 * 4 * 4
+    assert size > 100e6
+    assert pa.total_allocated_bytes() - before < size / 50

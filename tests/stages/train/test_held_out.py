@@ -61,11 +61,10 @@ def test_measuring_changes_nothing_and_workers_agree(
         assert first == pytest.approx(measured[1]["held_out_loss"], rel=1e-3)  # Adam magnifies what rounding does
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_the_best_step_is_noted(
     model: str, scored: str, held_out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = support.train_config(model, scored, tmp_path / "out", held_out=held_out, epochs=3)
+    config = support.train_config(model, scored, tmp_path / "out", held_out=held_out, epochs=3, backend="inline")
     result = train(config)
     lowest = min(
         (line for line in support.record(tmp_path / "out") if line["held_out_loss"] is not None),
@@ -92,4 +91,4 @@ def test_what_cannot_be_held_out_is_refused(
     folders = {"SCORED": scored, "MODEL": model}
     changes = {key: folders.get(value, value) for key, value in changes.items()}
     with pytest.raises(UserError, match=message):
-        job.train(support.train_config(model, scored, tmp_path / "out", **changes))
+        job.train(support.train_config(model, scored, tmp_path / "out", backend="inline", **changes))

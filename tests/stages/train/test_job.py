@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.stages.train import job
+from nlft_ray.execution import ray_workers
 from nlft_ray.stages.train.job import train
 from nlft_ray.tables.manifest import Manifest
 from nlft_ray.tables.schema import TABLES
@@ -121,7 +121,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
 
 def test_the_last_lost_worker_is_told_in_a_line(model: str, scored: str) -> None:
     lost = WorkerGroupError("", {1: WorkerHealthCheckFailedError("", RuntimeError("it is gone"))})
-    told = job._explained(lost, support.train_config(model, scored, "out", max_failures=2))
+    told = ray_workers._user_error_or_itself(lost, support.train_config(model, scored, "out", max_failures=2))
     assert isinstance(told, UserError)
     assert re.search(r"worker 1 was lost.*max_failures=2.*same command again", str(told))
 
@@ -162,7 +162,7 @@ def test_a_mistake_that_a_worker_finds_is_not_tried_again(model: str, scored: st
 def test_mistakes_show_before_workers_start(changes: dict[str, Any], message: str, model: str, tmp_path: Path) -> None:
     rows = [row | {"standard_ids": None} if row["id"] == "row-002" else row for row in support.scored_rows()]
     table = support.save_scored(tmp_path / "table", model, rows)
-    config = support.train_config(model, table, tmp_path / "out", **changes)
+    config = support.train_config(model, table, tmp_path / "out", backend="inline", **changes)
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (tmp_path / "out" / "checkpoints").exists()
@@ -190,4 +190,4 @@ def test_a_table_of_another_tokenizer_is_refused(model: str, tmp_path: Path) -> 
     assert "input_ids" in TABLES["scored"].names
     table = write_table(tmp_path / "table", "scored", support.scored_rows(), tokenizer="another")
     with pytest.raises(UserError, match="ids of another tokenizer"):
-        train(support.train_config(model, table, tmp_path / "out"))
+        train(support.train_config(model, table, tmp_path / "out", backend="inline"))

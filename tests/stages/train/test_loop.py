@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.stages.train import loop
-from nlft_ray.stages.train.order import Order
+from nlft_ray.stages.train.schedule import Order
 from nlft_ray.tables.scored import facts_of
 from tests.stages.train import support, workers
 
@@ -33,7 +33,7 @@ def weights_of(config: TrainConfig) -> dict[str, Tensor]:
 
 
 def trained(config: TrainConfig) -> dict[str, Tensor]:
-    loop.train_worker(config, support.StoppingCheckpoints(Path(config.output) / "checkpoints"))
+    support.train_alone(config, support.StoppingCheckpoints(Path(config.output) / "checkpoints"))
     return weights_of(config)
 
 
@@ -62,10 +62,10 @@ def test_a_stopped_training_ends_where_an_undisturbed_one_does(
     config = support.train_config(model, scored, tmp_path / "stopped", **changes)
     checkpoints = tmp_path / "checkpoints"
     with pytest.raises(support.Stopped):
-        loop.train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after=4))
+        support.train_alone(config, support.StoppingCheckpoints(checkpoints, stop_after=4))
     (tmp_path / "stopped" / "metrics.jsonl").open("a").write('{"step": 5, ')
     resumed = support.StoppingCheckpoints(checkpoints)
-    loop.train_worker(config, resumed)
+    support.train_alone(config, resumed)
     assert resumed.saved == [6, 8]
     assert_same(whole, weights_of(config))
     runs = [support.record(tmp_path / name) for name in ("whole", "stopped")]
@@ -159,11 +159,11 @@ def test_the_weights_give_the_trained_logits(
     logits: list[Tensor] = []
     write = loop.write_weights
 
-    def write_and_look(engine: Any, *arguments: Any, **named: Any) -> None:
+    def write_and_look(trained: Any, *arguments: Any) -> None:
         with torch.no_grad():
-            engine.model.eval()
-            logits.append(engine.model(IDS).logits)
-        write(engine, *arguments, **named)
+            trained.eval()
+            logits.append(trained(IDS).logits)
+        write(trained, *arguments)
 
     monkeypatch.setattr(loop, "write_weights", write_and_look)
     trained(config)
@@ -234,10 +234,3 @@ def test_targets_that_are_not_in_the_model_are_the_users_to_mend(model: str, sco
     config = support.train_config(model, scored, tmp_path, lora={"targets": ["c_attn"]})
     with pytest.raises(UserError, match=r"lora.targets.*c_attn.*q_proj"):
         trained(config)
-
-
-def test_every_worker_hears_of_a_table_without_weights(model: str, tmp_path: Path) -> None:
-    rows = [row for row in support.scored_rows() if row["verdict"] == "incorrect"]
-    table = support.save_scored(tmp_path / "table", model, rows)
-    with pytest.raises(UserError, match="no weight to any row"):
-        trained(support.train_config(model, table, tmp_path / "out", policy="rft"))

@@ -11,13 +11,11 @@ import torch
 import torch.distributed as dist
 
 from nlft_ray.config import TrainConfig
-from nlft_ray.stages.train.batch import MicroBatch
 from nlft_ray.stages.train.engine import build_engine
-from nlft_ray.stages.train.loop import load_examples, train_worker
-from nlft_ray.stages.train.order import Split, order_of
-from nlft_ray.stages.train.states import gather_states, trained_parameters
-from nlft_ray.stages.train.step import Stepper
-from nlft_ray.stages.train.weights import write_weights
+from nlft_ray.stages.train.examples import ExampleTable, MicroBatch
+from nlft_ray.stages.train.loop import Stepper, train_worker
+from nlft_ray.stages.train.model import write_weights
+from nlft_ray.stages.train.schedule import Split, order_of
 from nlft_ray.storage.folder import Folder
 from tests.stages.train import support
 
@@ -65,35 +63,45 @@ def _serve(rank: int, workers: int, rendezvous: Path, questions: Any, answers: A
     dist.destroy_process_group()
 
 
+def weighed(config: TrainConfig) -> ExampleTable:
+    """The examples of a training, which one worker weighs for all."""
+    if dist.get_rank() == 0:
+        support.weigh(config)
+    dist.barrier()
+    return support.weigh(config)
+
+
 def save_steps(config: TrainConfig, steps: int, path: Path) -> None:
     """Loss, gradients (as they are before they are limited) and their norm in each step, and the parameters at last."""
     from deepspeed.utils import safe_get_full_grad
 
-    examples = load_examples(config)
+    examples = weighed(config)
     order = order_of(config, len(examples))
     split = Split(dist.get_world_size(), config.micro_batch_size_per_worker, config.batch_size)
     engine = build_engine(config, split.micro_steps)
     assert engine.packed == config.packed
     assert engine.head is not None
     gradients: dict[str, torch.Tensor] = {}
+    update = engine.step
 
-    class Watched(Stepper):
-        def _update(self) -> float:
-            for name, parameter in trained_parameters(engine.model).items():
-                gradients[name] = safe_get_full_grad(parameter).clone()
-            return super()._update()
+    def step_and_look(learning_rate: float) -> float:
+        for name, parameter in engine.trained_parameters().items():
+            gradients[name] = safe_get_full_grad(parameter).clone()
+        return update(learning_rate)
 
-    stepper, found = Watched(engine, config, examples, order, split, pad_id=0), []
+    engine.step = step_and_look  # type: ignore[method-assign]
+    stepper, results = Stepper(engine, config, examples, order, split, pad_id=0), []
     for step in range(steps):
         metrics = stepper.take(step)
-        found.append({"loss": metrics.loss, "norm": metrics.gradient_norm, "gradients": dict(gradients)})
-    found[-1]["parameters"] = {name: states["value"].clone() for name, states in gather_states(engine.deepspeed)}
+        results.append({"loss": metrics.loss, "norm": metrics.gradient_norm, "gradients": dict(gradients)})
+    results[-1]["parameters"] = {name: states["value"].clone() for name, states in engine.gather_states()}
     if dist.get_rank() == 0:
-        torch.save(found, path)
+        torch.save(results, path)
 
 
 def train_in(config: TrainConfig, checkpoints: Path | str, stop_after: int | None = None) -> None:
     """Train, or continue; with `stop_after`, break off right after the checkpoint of that step."""
+    weighed(config)
     try:
         train_worker(config, support.StoppingCheckpoints(checkpoints, stop_after))
     except support.Stopped:
@@ -107,7 +115,9 @@ def measure_export(config: TrainConfig, results: Path) -> None:
         getattr(parameter, "ds_tensor", parameter).sum()  # weights may be mapped from a file: read them now
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before = _memory("VmRSS")
-    write_weights(engine, Folder(config.output), adapters=config.lora is not None)
+    parameters = engine.gather_parameters(trained_only=config.lora is not None)
+    if dist.get_rank() == 0:
+        write_weights(engine.model, parameters, Folder(config.output))
     (results / str(dist.get_rank())).write_text(str(_memory("VmHWM") - before))
 
 
@@ -118,4 +128,4 @@ def _memory(what: str) -> int:
 
 def count_kept(config: TrainConfig) -> list[int]:
     """Positions whose logits are asked for, example by example."""
-    return [int(MicroBatch.of([example], 0, packed=True).keep.sum()) for example in load_examples(config)]
+    return [int(MicroBatch.of([example], 0, packed=True).keep.sum()) for example in support.weigh(config)]

@@ -1,0 +1,86 @@
+"""What a policy makes of the scored table."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nlft_ray.core.policies import POLICIES
+from nlft_ray.errors import UserError
+from nlft_ray.stages.train.examples import Example
+from nlft_ray.stages.train.weighing import Weighing
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.scored import facts_of
+from tests.stages.train import support
+
+
+def weighed(folder: str, policy: str, max_length: int = 64) -> tuple[Weighing, list[Example]]:
+    weighing = Weighing(POLICIES[policy](), max_length)
+    return weighing, list(weighing.examples(Folder(folder)))
+
+
+def test_an_example_has_the_weights_that_the_policy_gives(scored: str) -> None:
+    weighing, examples = weighed(scored, "nlft")
+    assert len(examples) == 11
+    for row, example in zip(support.scored_rows(), examples, strict=True):
+        weights = POLICIES["nlft"]().weigh(facts_of(row))
+        assert example.input_ids.tolist() == row["input_ids"]
+        np.testing.assert_allclose(example.likelihood, weights.likelihood, rtol=1e-6)
+        np.testing.assert_allclose(example.unlikelihood, weights.unlikelihood, rtol=1e-6)
+        np.testing.assert_allclose(example.anchor, weights.anchor)
+    counts = weighing.counts
+    assert (counts["correct"], counts["incorrect"]) == (6, 5)
+    assert counts["tokens"] == counts["weighted_tokens"] + counts["silenced_tokens"]
+    assert counts["losing_tokens"] == counts["lowered_tokens"] > 0
+
+
+def test_rows_without_weight_are_counted_apart(scored: str) -> None:
+    weighing, examples = weighed(scored, "rft")
+    assert len(examples) == weighing.counts["examples"] == 6
+    assert weighing.counts["rows_without_weight"] == 5
+    assert weighing.counts["incorrect"] == 0
+
+
+def test_sft_trains_the_standard_answer_after_the_base_prompt(scored: str) -> None:
+    for row, example in zip(support.scored_rows(), weighed(scored, "sft")[1], strict=True):
+        assert example.input_ids.tolist() == row["input_ids"][: row["response_start"]] + row["standard_ids"]
+        assert example.likelihood.tolist() == [1.0] * len(row["standard_ids"])
+
+
+def test_sft_rejects_rows_without_standard_answer_and_too_long_ones(tmp_path: Path, model: str) -> None:
+    rows: list[dict[str, Any]] = [
+        row | {"logp_standard": None, "standard_ids": None} if number == 2 else row
+        for number, row in enumerate(support.scored_rows())
+    ]
+    rows[3]["standard_ids"] = [6] * 70
+    weighing, examples = weighed(support.save_scored(tmp_path, model, rows), "sft")
+    assert len(examples) == 9
+    assert [row["id"] for row, _ in weighing.rejects] == ["row-002", "row-003"]
+    assert len({reason for _, reason in weighing.rejects}) == 2
+
+
+def test_nothing_to_train_on_is_the_users_to_mend(tmp_path: Path, model: str) -> None:
+    rows = [row for row in support.scored_rows() if row["verdict"] == "incorrect"]
+    with pytest.raises(UserError, match=r"'rft' gives no weight to any row.*5 rows"):
+        weighed(support.save_scored(tmp_path, model, rows), "rft")
+
+
+def test_a_damaged_row_is_named(tmp_path: Path, model: str) -> None:
+    rows = support.scored_rows()
+    rows[4]["logp_base"] = [*rows[4]["logp_base"][:-1], float("nan")]
+    with pytest.raises(UserError, match="row-004"):
+        weighed(support.save_scored(tmp_path / "nan", model, rows), "nlft")
+    rows = support.scored_rows()
+    rows[5]["input_ids"].append(6)
+    with pytest.raises(UserError, match="row-005"):
+        weighed(support.save_scored(tmp_path / "long", model, rows), "nlft")
+
+
+def test_the_order_does_not_depend_on_how_the_table_is_cut(tmp_path: Path, model: str, scored: str) -> None:
+    shuffled = support.save_scored(tmp_path / "table", model, support.scored_rows()[::-1], rows_per_file=3)
+    ids = [
+        [example.id for example in support.weigh(support.train_config(model, table, tmp_path / name))]
+        for name, table in (("one", scored), ("other", shuffled))
+    ]
+    assert ids[0] == ids[1] == sorted(ids[0])
