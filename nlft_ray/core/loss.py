@@ -5,8 +5,6 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nlft_ray.core.logprobs import CHUNK_SIZE, token_log_odds
-
 
 class TokenLosses(NamedTuple):
     """The two terms of the loss, per token. Their sum is trained on; apart, they are worth plotting."""
@@ -22,23 +20,14 @@ class TokenLosses(NamedTuple):
         return self.likelihood + self.unlikelihood
 
 
-def token_losses(
-    logits: Tensor, targets: Tensor, likelihood: Tensor, unlikelihood: Tensor, chunk_size: int = CHUNK_SIZE
-) -> TokenLosses:
-    """The weighted losses of N tokens, in float32 (float64 for float64 logits).
+def weighted_losses(log_odds: Tensor, likelihood: Tensor, unlikelihood: Tensor) -> TokenLosses:
+    """The weighted losses of N tokens, in the type of their log-odds.
 
     Args:
-        logits: (N, V) of the base context; row i predicts `targets[i]`.
-        targets: (N,) int64 token ids.
+        log_odds: (N,) log(p/(1 - p)) of the tokens in the base context.
         likelihood: (N,) weights >= 0 of -log p; constants for the gradient.
         unlikelihood: (N,) weights >= 0 of -log(1 - p); constants for the gradient.
-        chunk_size: rows of logits held in float32 at a time.
     """
-    return weighted_losses(token_log_odds(logits, targets, chunk_size), likelihood, unlikelihood)
-
-
-def weighted_losses(log_odds: Tensor, likelihood: Tensor, unlikelihood: Tensor) -> TokenLosses:
-    """`token_losses` from the (N,) log-odds of the tokens, log(p/(1 - p))."""
     return TokenLosses(_weighted(likelihood, log_odds), _weighted(unlikelihood, -log_odds))
 
 
@@ -48,15 +37,10 @@ def _weighted(weight: Tensor, log_odds: Tensor) -> Tensor:
     return -weight * logsigmoid(log_odds.where(weight > 0, 0.0))
 
 
-def example_loss(losses: TokenLosses) -> Tensor:
-    """Scalar loss of one example, given the losses of its n response tokens: their average."""
-    return losses.total.mean()
-
-
 def normalise_by_example(losses: Tensor, example: Tensor, tokens_per_example: Tensor, examples_in_step: int) -> Tensor:
     """Average over each example's tokens, then over the optimizer step's examples: all examples count alike.
 
-    Summed over the step's micro-batches, however they were cut, it is the mean of `example_loss`.
+    Summed over the step's micro-batches, however they were cut, it is the mean of the examples' own averages.
 
     Args:
         losses: (N,) losses of the tokens of one micro-batch.

@@ -9,7 +9,8 @@ import torch
 
 from nlft_ray.core.facts import TokenFacts
 from nlft_ray.core.geometry import hidden_geometry
-from nlft_ray.core.loss import example_loss, token_losses
+from nlft_ray.core.logprobs import token_log_odds
+from nlft_ray.core.loss import weighted_losses
 from nlft_ray.core.policies.released import Released
 
 
@@ -40,14 +41,9 @@ def policy_of(case):
 def loss_of(case, weights):
     p = torch.tensor(case["p_base"], dtype=torch.float64)
     logits = torch.stack([p.log(), torch.log1p(-p)], dim=1)  # a vocabulary of two: this token, or another
-    return example_loss(
-        token_losses(
-            logits,
-            torch.zeros(len(p), dtype=torch.int64),
-            torch.from_numpy(weights.likelihood),
-            torch.from_numpy(weights.unlikelihood),
-        )
-    ).item()
+    log_odds = token_log_odds(logits, torch.zeros(len(p), dtype=torch.int64))
+    losses = weighted_losses(log_odds, torch.from_numpy(weights.likelihood), torch.from_numpy(weights.unlikelihood))
+    return losses.total.mean().item()
 
 
 def test_weights_and_signs(cases):

@@ -6,12 +6,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from nlft_ray.core.alignment import pad_batch
+from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.core.loss import (
-    TokenLosses,
-    example_loss,
     normalise_by_example,
     normalise_by_weight,
-    token_losses,
+    weighted_losses,
 )
 from nlft_ray.core.policies.sft import Sft
 
@@ -26,6 +25,10 @@ def toy_logits(batch):
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(VOCABULARY, VOCABULARY, generator=generator)
     return table[batch.input_ids.clamp(0, VOCABULARY - 1)].cumsum(1).requires_grad_()
+
+
+def token_losses(logits, targets, likelihood, unlikelihood):
+    return weighted_losses(token_log_odds(logits, targets), likelihood, unlikelihood)
 
 
 def losses_of(batch, likelihood, unlikelihood, logits=None):
@@ -43,7 +46,7 @@ def test_uniform_logits_in_closed_form():
     raised, lowered = math.log(8), -math.log(7 / 8)
     torch.testing.assert_close(losses.likelihood, torch.tensor([raised, 0.0, 2 * raised]))
     torch.testing.assert_close(losses.unlikelihood, torch.tensor([0.0, 3 * lowered, 0.0]))
-    assert example_loss(losses).item() == pytest.approx((3 * raised + 3 * lowered) / 3)
+    assert losses.total.mean().item() == pytest.approx((3 * raised + 3 * lowered) / 3)
 
 
 def test_a_weight_of_zero_gives_exactly_zero_even_at_certainty():
@@ -133,7 +136,7 @@ def test_uneven_micro_batches_add_up_to_the_step(cuts):
         mine = (example >= first) & (example < last)
         by_example += normalise_by_example(losses[mine], example[mine] - first, lengths[first:last], 3)
         by_weight += normalise_by_weight(losses[mine], weight_in_step=20.0)
-    parts = [TokenLosses(part, torch.zeros_like(part)) for part in losses.split(lengths.tolist())]
-    torch.testing.assert_close(by_example, torch.stack([example_loss(part) for part in parts]).mean())
+    parts = losses.split(lengths.tolist())
+    torch.testing.assert_close(by_example, torch.stack([part.mean() for part in parts]).mean())
     assert by_example.item() == pytest.approx((2.5 + 5 + 9) / 3)
     assert by_weight.item() == pytest.approx(78 / 20)
