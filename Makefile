@@ -3,11 +3,12 @@
 # make test         linters, type checker, and the tests of all tiers but system and slow, of which it runs one kill and one job
 # make test-all     every test but the exhaustive ones
 # make lint         linters and type checker alone
+# make constraints  the newest versions that pyproject.toml admits into constraints.txt; needs uv
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
-TORCH ?= torch==2.13.0
+INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart fast lint test test-all clean
+.PHONY: quickstart fast lint test test-all constraints clean
 
 quickstart: .venv/.installed
 	.venv/bin/nlft-ray quickstart
@@ -27,16 +28,19 @@ test: lint
 test-all: lint
 	.venv/bin/pytest
 
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv; the first time this takes some minutes."
-	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	touch $@
 
 .venv/.installed-test: .venv/.installed
-	.venv/bin/python -m pip install --quiet --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	touch $@
+
+constraints:
+	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
+	    --no-annotate --custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf .venv runs

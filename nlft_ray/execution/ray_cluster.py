@@ -1,5 +1,8 @@
 """The Ray cluster: connect to it or start one, and see what its nodes have."""
 
+import contextlib
+import ctypes
+import ipaddress
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -7,14 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import ray
+import ray._raylet
 from ray._private import ray_constants
-from ray._private.label_utils import validate_label_selector
 from ray.exceptions import RayError
 
 from nlft_ray.errors import UserError
 from nlft_ray.execution.placement import carries
 
 T = TypeVar("T")
+
+_CORE_LOG_LEVEL = "_ZN3ray6RayLog19severity_threshold_E"  # ray::RayLog::severity_threshold_, an enumeration
+_FATAL = 3  # of ray::RayLogLevel
 
 
 def connect(address: str | None) -> None:
@@ -27,15 +33,14 @@ def connect(address: str | None) -> None:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Ray Data's actors make Ray's core print a warning as an error, which a user could only wonder about.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
         _start(settings)
-        return
-    try:
-        ray.init(address=address, **settings)
-    except (ConnectionError, RayError, RuntimeError) as error:
-        raise UserError(f"ray_address: no Ray cluster answers at {address}: {error}") from error
+    else:
+        try:
+            ray.init(address=address, **settings)
+        except (ConnectionError, RayError, RuntimeError) as error:
+            raise UserError(f"ray_address: no Ray cluster answers at {address}: {error}") from error
+    _quiet_core()
 
 
 def connect_during(work: Callable[[], T], address: str | None) -> T:
@@ -52,8 +57,12 @@ def connect_during(work: Callable[[], T], address: str | None) -> T:
 
 def _start(settings: dict[str, Any]) -> None:
     """Start a cluster of this machine alone. It listens on loopback; Ray's own listens everywhere, so that others may
-    join."""
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its processes
+    join.
+
+    Raises:
+        UserError: it did not come up.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for its processes
     # Ray makes its workers polite: then Ray's own processes, and whatever else runs, slow each of their steps.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
@@ -67,6 +76,21 @@ def _start(settings: dict[str, Any]) -> None:
             "ray: no local cluster came up within Ray's half minute; the machine may be overloaded. "
             "Run the same command again: it continues where it stopped."
         ) from error
+    if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+        ray.shutdown()
+        raise RuntimeError(f"Ray {ray.__version__} does not keep a local cluster on loopback")
+
+
+def _quiet_core() -> None:
+    """Let Ray's C++ core print here only what ends this process, unless RAY_BACKEND_LOG_LEVEL says otherwise.
+
+    Each actor of Ray Data makes it print a warning as an error. RAY_BACKEND_LOG_LEVEL would hide that from a user too,
+    but is announced by a line of its own, and takes the cluster's log files along.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+        # A release of Ray that names it otherwise prints what it prints.
+        with contextlib.suppress(OSError, ValueError):
+            ctypes.c_int.in_dll(ctypes.CDLL(ray._raylet.__file__), _CORE_LOG_LEVEL).value = _FATAL
 
 
 def nodes_with(label_selector: Mapping[str, str]) -> list[dict[str, float]]:
@@ -75,8 +99,10 @@ def nodes_with(label_selector: Mapping[str, str]) -> list[dict[str, float]]:
     Raises:
         UserError: the selector is not one.
     """
-    if problem := validate_label_selector(dict(label_selector)):
-        raise UserError(f"label_selector: {problem}")
+    try:  # Ray checks the options of a task that is never started as it checks all others
+        ray.remote(label_selector=dict(label_selector))(lambda: None)
+    except ValueError as error:
+        raise UserError(f"label_selector: {error}") from error
     return [
         node["Resources"] for node in ray.nodes() if node["Alive"] and carries(node.get("Labels") or {}, label_selector)
     ]

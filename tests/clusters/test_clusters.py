@@ -1,6 +1,7 @@
 """Every file in clusters/: understood by whoever reads it, and no misspelt key gets past."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -188,4 +189,9 @@ def test_a_ray_start_option_that_does_not_exist_is_found() -> None:
 def test_a_job_brings_what_the_package_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["server"]]
-    assert read(CLUSTERS / "runtime_env.yaml")["pip"]["packages"] == needed
+    constraint, *packages = read(CLUSTERS / "runtime_env.yaml")["pip"]["packages"]
+    assert packages == needed
+    option, _, file = constraint.partition(" ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/")
+    assert option == "--constraint"
+    pinned = {line.partition("==")[0] for line in (ROOT / file).read_text().splitlines() if "==" in line}
+    assert {re.split(r"[\[<>=]", package)[0].replace("_", "-") for package in needed} <= pinned
