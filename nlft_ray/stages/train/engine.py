@@ -6,9 +6,8 @@ flat pieces that depend on the ZeRO stage and on the number of workers. By name 
 number, so a checkpoint of these needs no conversion.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,8 +36,6 @@ class Engine:
 
     deepspeed: Any
     """The `DeepSpeedEngine`."""
-    accepts_logits_to_keep: bool
-    """Whether the model's forward takes `logits_to_keep`."""
     head: LogOddsHead | None
     """The LM head, where log-odds can be asked of it; else all logits of the positions to keep are made."""
     packed: bool
@@ -63,10 +60,8 @@ class Engine:
         if self.head is not None:
             with self.head.asked_for(batch.keep, batch.targets):
                 return self.deepspeed(**batch.inputs).logits.flatten()
-        if self.accepts_logits_to_keep:
-            logits = self.deepspeed(**batch.inputs, logits_to_keep=batch.keep).logits
-            return token_log_odds(logits.reshape(-1, logits.shape[-1]), batch.targets)
-        return token_log_odds(self.deepspeed(**batch.inputs).logits[batch.keep], batch.targets)
+        with _head_reads_only(self.model, batch.keep):
+            return token_log_odds(self.deepspeed(**batch.inputs).logits[0], batch.targets)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch's loss to the step's; `last` is the step's last micro-batch.
@@ -230,7 +225,6 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     # reference; after this function whatever else is loaded here is whole again.
     partitioning = HfDeepSpeedConfig(settings)
     model: Any = load_model(config.model)
-    accepts_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     packed = config.packed and attend_by_segments(model)
@@ -242,7 +236,7 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=settings)
     del partitioning
-    return without_wrong_shortcuts(Engine(engine, accepts_logits_to_keep, head, packed, dropout))
+    return without_wrong_shortcuts(Engine(engine, head, packed, dropout))
 
 
 def without_wrong_shortcuts(engine: Engine) -> Engine:
@@ -256,18 +250,29 @@ def without_wrong_shortcuts(engine: Engine) -> Engine:
     ones = np.ones(max(map(len, TRIAL_RESPONSES)), np.float32)
     examples = [Example("", ids, start, ones[: len(ids) - start], 0 * ones[: len(ids) - start], ones) for ids in rows]
 
-    def log_odds(way: Engine, parts: Sequence[Sequence[Example]]) -> Tensor:
-        batches = [MicroBatch.of(part, 0, packed=way.packed).to(way.device) for part in parts]
-        return torch.cat([way.log_odds(batch) for batch in batches])
-
+    alone = [MicroBatch.of([example], 0, packed=False).to(engine.device) for example in examples]
+    dtype = next(engine.model.parameters()).dtype
     with engine.evaluation():
-        plain = log_odds(replace(engine, head=None, packed=False), [[example] for example in examples])
-        dtype = next(engine.model.parameters()).dtype
+        logits = [engine.deepspeed(**row.inputs).logits[row.keep] for row in alone]
+        plain = torch.cat([token_log_odds(some, row.targets) for some, row in zip(logits, alone, strict=True)])
         for leave_out in ({}, {"head": None}, {"packed": False}, {"head": None, "packed": False}):
             way = replace(engine, **leave_out)
-            if equal_but_for_rounding(log_odds(way, [examples]), plain, dtype):
+            together = MicroBatch.of(examples, 0, packed=way.packed).to(engine.device)
+            if equal_but_for_rounding(way.log_odds(together), plain, dtype):
                 break
     return way
+
+
+@contextmanager
+def _head_reads_only(model: Any, keep: Tensor) -> Iterator[None]:
+    """Within, the model gives (1, M, V) logits of the M positions to keep (R, T): its LM head is given no others."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _head, arguments: (arguments[0][keep][None], *arguments[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def leave_process_group() -> None:

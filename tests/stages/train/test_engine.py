@@ -74,3 +74,12 @@ def test_a_head_with_adapters_gives_logits(model: str, tmp_path: Path) -> None:
     engine = build_engine(support.train_config(model, "-", tmp_path, lora={"targets": ["lm_head", "q_proj"]}), 1)
     assert engine.head is None
     assert engine.packed
+
+
+def test_positions_are_those_of_the_model_that_is_exported(model: str, tmp_path: Path) -> None:
+    """Older releases of DeepSpeed round the frequencies of positions to bfloat16."""
+    plain = dict(AutoModelForCausalLM.from_pretrained(model).named_buffers())
+    engine = build_engine(support.train_config(model, "-", tmp_path, model={"path": model, "dtype": "bfloat16"}), 1)
+    assert engine.model.dtype == torch.bfloat16
+    for name, buffer in engine.model.named_buffers():
+        torch.testing.assert_close(buffer, plain[name], rtol=0, atol=0)
