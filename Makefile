@@ -3,12 +3,13 @@
 # make test         linters, type checker, and the tests of all tiers but system and slow, of which it runs one kill and one job
 # make test-all     every test but the exhaustive ones
 # make lint         linters and type checker alone
+# make coverage     which lines the tests of tier unit run
 # make constraints  the newest versions that pyproject.toml admits into constraints.txt; needs uv
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart fast lint test test-all constraints clean
+.PHONY: quickstart fast lint test test-all coverage constraints clean
 
 quickstart: .venv/.installed
 	.venv/bin/nlft-ray quickstart
@@ -19,6 +20,7 @@ fast: .venv/.installed-test
 lint: .venv/.installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/codespell
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
@@ -37,6 +39,9 @@ test-all: lint
 .venv/.installed-test: .venv/.installed
 	$(INSTALL) --editable '.[test]'
 	touch $@
+
+coverage: .venv/.installed-test
+	.venv/bin/pytest -m unit --cov --cov-report=term
 
 constraints:
 	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
