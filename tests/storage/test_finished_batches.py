@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from nlft_ray.errors import UserError
+from nlft_ray.execution.work import isolate_failures
 from nlft_ray.stages.score.contexts import ScoringRow
 from nlft_ray.stages.score.finished_batches import SECONDS_BETWEEN_WRITES, FinishedBatches
 from nlft_ray.stages.score.scorer import ScoringBatch
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import SCORED
-from nlft_ray.tables.shards import _isolating
 from tests.stages.test_finished_batches import Scoring, shard
 from tests.storage.server import DENIED, Fault, Store
 
@@ -54,7 +54,7 @@ def test_a_store_that_refuses_is_a_message(random_llama: str, store: Store) -> N
     store.proxy.weather = lambda request: DENIED if request.method == "PUT" else None
     scoring = Scoring(random_llama, store.uri("run"))
     with pytest.raises(UserError, match="the store refuses these credentials"):
-        _isolating(scoring.worker, shard(0), 0)
+        isolate_failures(scoring.worker, shard(0), 0)
 
 
 def test_scoring_goes_on_while_a_store_is_slow(random_llama: str, store: Store) -> None:
