@@ -6,37 +6,25 @@ Each stage is a function of its configuration: `nlft_ray.score(ScoreConfig(input
 A stage's code is imported when it is first named, so that `import nlft_ray` costs nothing.
 """
 
+import importlib
 from typing import Any
 
 from nlft_ray._version import __version__ as __version__
 
-_FUNCTIONS = {
-    "import_data": "import",
-    "sample": "sample",
-    "judge": "judge",
-    "score": "score",
-    "train": "train",
-    "export": "export",
-    "evaluate": "evaluate",
-    "report": "report",
-}
+
+def _modules() -> dict[str, str]:
+    """Name of each public function → the module that holds it."""
+    from nlft_ray.stages import STAGES
+
+    of_stages = {name: module for module, name in (stage.function.split(":") for stage in STAGES.values())}
+    return of_stages | {"run": "nlft_ray.chain", "plan": "nlft_ray.planning.plan"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "run":
-        from nlft_ray.chain import run
-
-        return run
-    if name == "plan":
-        from nlft_ray.planning.plan import plan
-
-        return plan
-    if name in _FUNCTIONS:
-        from nlft_ray.stages import STAGES
-
-        return STAGES[_FUNCTIONS[name]].load_function()
-    raise AttributeError(f"module 'nlft_ray' has no attribute {name!r}")
+    if name.startswith("_") or name not in (modules := _modules()):
+        raise AttributeError(f"module 'nlft_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(modules[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "run", "plan", *_FUNCTIONS])
+    return sorted([*globals(), *_modules()])

@@ -15,24 +15,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nlft_ray import stages
 from nlft_ray.config import (
-    EvaluateConfig,
-    ExportConfig,
-    ImportConfig,
-    JudgeConfig,
     ModelConfig,
     PoolConfig,
-    ReportConfig,
     RunConfig,
-    SampleConfig,
-    ScoreConfig,
     Strict,
-    TrainConfig,
     TrainOptions,
 )
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
+from nlft_ray.stages import STAGES
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
 
@@ -130,8 +122,10 @@ class _Round:
     def __init__(self, config: RunConfig, number: int, folder: Folder, model: ModelConfig):
         self._config, self._number, self._folder, self._model = config, number, folder, model
 
-    def stage(self, name: str, kind: type[BaseModel], options: BaseModel, folder: str, **fields: Any) -> StageResult:
+    def stage(self, name: str, options: BaseModel, folder: str, **fields: Any) -> StageResult:
         """Run one stage into a folder of the round."""
+        stage = STAGES[name]
+        kind = stage.load_config()
         shared: dict[str, Any] = {
             field: getattr(self._config, field)
             for field in ("prompts", "pool", "ray_address", "overwrite", "max_reject_fraction")
@@ -141,36 +135,36 @@ class _Round:
             shared["model"] = self._model
         values: dict[str, Any] = {**dict(options), **shared, "output": str(self._folder / folder), **fields}
         log(f"{name} → {values['output']}")
-        result = stages.STAGES[name].load_function()(kind(**values))
+        result = stage.load_function()(kind(**values))
         if result.reused:
             log(f"{name}: already complete")
         return result
 
     def imported(self, folder: str, options: BaseModel) -> StageResult:
-        return self.stage("import", ImportConfig, options, folder)
+        return self.stage("import", options, folder)
 
     def examples(self, imported: StageResult) -> StageResult:
         config, result = self._config, imported
         if result.manifest.identity.table == "questions":
             # other draws than the round before, whose model may hardly differ
             draws = config.sample.model_copy(update={"seed": config.sample.seed + self._number - 1})
-            result = self.stage("sample", SampleConfig, draws, "responses", input=result.output)
+            result = self.stage("sample", draws, "responses", input=result.output)
         if result.manifest.identity.table == "responses":
             pool = _pool_of_a_server(config.pool) if config.judge.server else config.pool
-            result = self.stage("judge", JudgeConfig, config.judge, "examples", input=result.output, pool=pool)
+            result = self.stage("judge", config.judge, "examples", input=result.output, pool=pool)
         return result
 
     def scored(self, examples: StageResult, folder: str = "scored", **fields: Any) -> StageResult:
-        return self.stage("score", ScoreConfig, self._config.score, folder, input=examples.output, **fields)
+        return self.stage("score", self._config.score, folder, input=examples.output, **fields)
 
     def evaluated(self, name: str, model: ModelConfig, test: StageResult | None) -> StageResult | None:
         if test is None:
             return None
         options = self._config.evaluate
-        return self.stage("evaluate", EvaluateConfig, options, f"predictions/{name}", input=test.output, model=model)
+        return self.stage("evaluate", options, f"predictions/{name}", input=test.output, model=model)
 
     def report(self) -> StageResult:
-        return self.stage("report", ReportConfig, self._config.report, "report", input=self._folder.uri)
+        return self.stage("report", self._config.report, "report", input=self._folder.uri)
 
     def outcome(
         self,
@@ -206,8 +200,8 @@ class _Round:
             model = _exported(self._model, done[-1][1]) if done else self._model
             trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
             inputs = {"input": scored.output, "policy": policy, "model": model, "backend": self._config.pool.backend}
-            train = self.stage("train", TrainConfig, options, trained, **inputs)
-            done.append((train, self.stage("export", ExportConfig, self._config.export, exported, input=train.output)))
+            train = self.stage("train", options, trained, **inputs)
+            done.append((train, self.stage("export", self._config.export, exported, input=train.output)))
             if not last:
                 scored = self.scored(examples, f"{step}/scored", model=_exported(model, done[-1][1]))
         return done

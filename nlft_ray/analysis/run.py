@@ -1,6 +1,6 @@
 """What lies in a run folder: stages, trainings, evaluations. A scored folder alone is a run of one stage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,6 @@ from nlft_ray.tables.manifest import MANIFEST, Manifest, input_fingerprint, read
 from nlft_ray.tables.shards import read_rows
 from nlft_ray.tables.training import read_metrics
 
-_ORDER = ("import", "sample", "judge", "score", "train", "export", "evaluate")
 _BEFORE = "before"
 
 
@@ -83,8 +82,12 @@ class ScoredRun(Run):
         return None
 
 
-def read_run(folder: Folder) -> ScoredRun:
+def read_run(folder: Folder, order: Sequence[str]) -> ScoredRun:
     """Read a run folder, or a scored folder.
+
+    Args:
+        folder: the folder of a run, or of a scored table.
+        order: names of stages; the outputs of these are read, and stand in this order.
 
     Raises:
         UserError: there is no finished scored table.
@@ -93,7 +96,8 @@ def read_run(folder: Folder) -> ScoredRun:
     if folder.has(MANIFEST):
         scored = StageRecord(name, folder, read_manifest(folder, table="scored"))
         return ScoredRun(name=name, scored=scored, stages=[scored])
-    records = sorted(_records(folder), key=_in_order)
+    records = [record for record in _records(folder) if record.manifest.identity.stage in order]
+    records.sort(key=lambda record: (order.index(record.manifest.identity.stage), record.leaf != _BEFORE, record.name))
     scored_records = [record for record in records if record.manifest.identity.table == "scored"]
     if len(scored_records) != 1:
         what = "none" if not scored_records else ", ".join(record.name for record in scored_records)
@@ -126,13 +130,7 @@ def _records(folder: Folder) -> Iterator[StageRecord]:
 def _record(run: Folder, folder: Folder) -> Iterator[StageRecord]:
     if folder.has(MANIFEST):
         manifest = Manifest.model_validate_json(folder.read_text(MANIFEST))
-        if manifest.identity.stage in _ORDER:
-            yield StageRecord(folder.path.removeprefix(f"{run.path}/"), folder, manifest)
-
-
-def _in_order(record: StageRecord) -> tuple[int, bool, str]:
-    stage = record.manifest.identity.stage
-    return _ORDER.index(stage), record.leaf != _BEFORE, record.name
+        yield StageRecord(folder.path.removeprefix(f"{run.path}/"), folder, manifest)
 
 
 def read_training(folder: Folder) -> Run:

@@ -23,7 +23,7 @@ class Stage:
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)
 
-    def load_config(self) -> type:
+    def load_config(self) -> type[Any]:
         return getattr(importlib.import_module("nlft_ray.config"), self.config)
 
 

@@ -31,7 +31,7 @@ def test_help_answers_within_half_a_second() -> None:
 def test_stage_help_shows_every_setting_with_its_docstring(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([stage, "--help"])
     shown = capsys.readouterr().out
-    for name, field in STAGES[stage].load_config().model_fields.items():  # type: ignore[attr-defined]
+    for name, field in STAGES[stage].load_config().model_fields.items():
         assert name in shown
         assert field.description, f"{stage}.{name} has no docstring"
         assert field.description.split()[0].strip("`") in shown

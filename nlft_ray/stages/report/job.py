@@ -9,6 +9,7 @@ from nlft_ray.analysis.run import ScoredRun, read_run
 from nlft_ray.config import ModelConfig, ReportConfig
 from nlft_ray.core.policies import POLICIES, Policy
 from nlft_ray.errors import UserError
+from nlft_ray.stages import STAGES
 from nlft_ray.stages.report.model_cards import refresh_cards
 from nlft_ray.stages.report.page import render
 from nlft_ray.stages.report.policies import FORMULAS
@@ -25,6 +26,7 @@ from nlft_ray.tables.manifest import (
 )
 
 HTML, MARKDOWN = "report.html", "report.md"
+_ORDER = [stage for stage in STAGES if stage != "report"]
 
 
 def report(config: ReportConfig) -> StageResult:
@@ -36,7 +38,7 @@ def report(config: ReportConfig) -> StageResult:
         UserError: the input holds no finished scored table, its tokenizer is missing, or the output is taken.
     """
     began = time.monotonic()
-    run = read_run(Folder(config.input))
+    run = read_run(Folder(config.input), _ORDER)
     folder, html = _place(config)
     _check_free(folder)
     tokenizer = _tokenizer(config, run)
@@ -44,7 +46,7 @@ def report(config: ReportConfig) -> StageResult:
     shared = {"tokenizer": tokenizer, "policies": fixed, "limit": config.max_examples}
     sets = [_tokens("first", run, **shared)]
     if config.compare is not None:
-        other = read_run(Folder(config.compare))
+        other = read_run(Folder(config.compare), _ORDER)
         _check_tokenizer("compare", other, tokenizer)
         ids = {example["id"] for example in sets[0].examples}
         sets.append(_tokens("second", other, only=ids, **shared))
