@@ -3,9 +3,13 @@
 from rich.console import Console
 
 from nlft_ray.analysis.figures import BINS, TableFigures, figures_of
+from nlft_ray.analysis.saliency import SaliencyView, find_row, token_views
 from nlft_ray.cli.tables import percent, result_console, result_table
+from nlft_ray.cli.tokens import show_response
+from nlft_ray.config import ModelConfig
 from nlft_ray.core.policies import POLICIES, Policy
 from nlft_ray.errors import UserError
+from nlft_ray.execution import process
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Manifest, read_manifest
 from nlft_ray.tables.shards import REJECTED
@@ -80,10 +84,8 @@ def _show_histogram(figures: TableFigures, policy: str, console: Console) -> Non
 def _show_one(
     folder: Folder, manifest: Manifest, row_id: str, examples: str | None, policy: Policy, console: Console
 ) -> None:
-    from nlft_ray.analysis.saliency import SaliencyView, find_row, token_views
-    from nlft_ray.cli.tokens import show_response
-    from nlft_ray.config import ModelConfig  # with the model's libraries, which the figures do without
-    from nlft_ray.models.loading import load_tokenizer
+    with process.starting():  # the model's libraries, which the figures do without
+        from nlft_ray.models.loading import load_tokenizer
 
     row = find_row(folder, row_id)
     if row is None:

@@ -89,10 +89,10 @@ def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, 
         click.echo(to_yaml(config), nl=False)
         return
     _quiet()
-    result = stage.load_function()(config)
-    from nlft_ray.cli.summary import show
-
-    show(result)
+    with process.starting():
+        function = stage.load_function()
+        from nlft_ray.cli.summary import show
+    show(function(config))
 
 
 def _quiet() -> None:
@@ -138,8 +138,7 @@ def inspect(folder: str, row_id: str | None, examples: str | None, policy: str) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. A user's mistake is one message and exit code 2."""
     try:
-        with process.starting():  # until its end: its work is done elsewhere
-            app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
+        app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
     except UserError as error:
         click.echo(f"nlft-ray: {error}", err=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""How a process that is ours alone starts. (A runtime environment would have Ray start each worker twice.)"""
+"""The start of a process that is ours alone. (A runtime environment would have Ray start each worker twice.)"""
 
 import atexit
 import gc
@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Keep the tokenizers' threads from cores that processes share, and Python's collector of garbage from what stays.
+    """Make Python's garbage collector rare for as long as torch, transformers or Ray are imported.
 
-    torch and transformers make a million objects as they are imported. Looking through them again and again, as it does
-    by default, takes the collector a fifth of the time of the import, and more than a second when the process ends.
+    They make a million objects that stay. Looking through these again and again, as it does by default, takes the
+    collector a fifth of the time of the import, and more than a second when the process ends: for its end they are
+    frozen. Tokenizers' own threads are turned off for good, since processes share the cores.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     atexit.register(gc.freeze)

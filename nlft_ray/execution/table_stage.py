@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from nlft_ray.config import WithPool
 from nlft_ray.errors import UserError
+from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
@@ -119,7 +120,8 @@ def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> Identit
     made_by = input_manifest.identity
     fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
     if work.loads_model:
-        from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+        with process.starting():
+            from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 
         tokenizer = load_tokenizer(config.model)
         fields |= {

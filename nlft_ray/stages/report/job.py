@@ -9,6 +9,7 @@ from nlft_ray.analysis.run import ScoredRun, read_run
 from nlft_ray.config import ModelConfig, ReportConfig
 from nlft_ray.core.policies import POLICIES, Policy
 from nlft_ray.errors import UserError
+from nlft_ray.execution import process
 from nlft_ray.stages import STAGES
 from nlft_ray.stages.report.model_cards import refresh_cards
 from nlft_ray.stages.report.page import render
@@ -75,7 +76,8 @@ def _check_free(folder: Folder) -> None:
 
 
 def _tokenizer(config: ReportConfig, run: ScoredRun) -> Any:
-    from nlft_ray.models.loading import load_tokenizer
+    with process.starting():
+        from nlft_ray.models.loading import load_tokenizer
 
     recorded = run.scored.manifest.identity.config.get("model")
     if config.model is None and recorded is None:

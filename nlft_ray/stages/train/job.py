@@ -85,7 +85,8 @@ def _while_ray_starts(config: TrainConfig, identify: Callable[[], Identity]) -> 
 
 
 def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) -> Identity:
-    from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+    with process.starting():
+        from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
 
     tokenizer = tokenizer_fingerprint(load_tokenizer(config.model))
     for option, folder, table in (("input", config.input, scored), ("held_out", config.held_out, held_out)):
