@@ -21,10 +21,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import harness
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.table_stage import _audit, _manifest
@@ -68,20 +67,19 @@ def write_all(folder: str, files: int, rows: int, finished: bool) -> None:
 
 
 def peak_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return harness.resident_peak() / 2**20
 
 
 class Steps:
     """Runs one step after another, and keeps what each took."""
 
     def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = [{"step": "before", "seconds": 0.0, "peak_mb": peak_mb()}]
+        self.measures: list[dict[str, Any]] = [{"step": "before", "seconds": 0.0, "peak_mb": peak_mb()}]
 
     def run(self, step: str, function: Callable[[], Any]) -> Any:
         began = time.monotonic()
         result = function()
-        self.found.append({"step": step, "seconds": time.monotonic() - began, "peak_mb": peak_mb()})
+        self.measures.append({"step": step, "seconds": time.monotonic() - began, "peak_mb": peak_mb()})
         return result
 
 
@@ -132,7 +130,7 @@ def measure(folder: str, files: int, ids: int, with_ray: bool) -> list[dict[str,
     steps.run("audit: made of the input as it is", lambda: _audit(shards, reports, digests, input_manifest))
     assert steps.run("look for strays", lambda: remove_strays(output, shards)) == 0
     steps.run("write the manifest", lambda: finish(output, manifest))
-    return steps.found
+    return steps.measures
 
 
 def slow_down(milliseconds: float) -> None:
@@ -158,14 +156,11 @@ def main() -> None:
     arguments = parser.parse_args()
     slow_down(arguments.latency)
     with tempfile.TemporaryDirectory(prefix="metadata-") as folder:
-        found = measure(folder, arguments.files, arguments.ids, arguments.ray)
-    Path("metadata.json").write_text(json.dumps({**vars(arguments), "steps": found}, indent=1))
-    table = Table(title=f"{arguments.ids:,} ids in {arguments.files:,} files, {arguments.latency:g} ms to look at one")
-    for heading in ("step", "seconds", "peak, MB"):
-        table.add_column(heading, justify="left" if heading == "step" else "right")
-    for step in found:
-        table.add_row(step["step"], f"{step['seconds']:.1f}", f"{step['peak_mb']:.0f}")
-    Console().print(table)
+        steps = measure(folder, arguments.files, arguments.ids, arguments.ray)
+    Path("metadata.json").write_text(json.dumps({**vars(arguments), "steps": steps}, indent=1))
+    title = f"{arguments.ids:,} ids in {arguments.files:,} files, {arguments.latency:g} ms to look at one"
+    rows = [(step["step"], f"{step['seconds']:.1f}", f"{step['peak_mb']:.0f}") for step in steps]
+    harness.show(title, ("step", "seconds", "peak, MB"), rows)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import harness
 from planning_cases import ANSWER, JUDGMENT, PROMPT, RESPONSE, SIZES, measure, save_model, save_scored
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 # stage, dtype, settings; a training takes two optimizer steps, the second with Adam's states
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -47,23 +45,23 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    found = []
+    comparisons = []
     with tempfile.TemporaryDirectory() as folder:
         for size in given.sizes:
             for case in given.cases or (CASES if size == "60M" else EVERY_SIZE):
-                found.append(compare(Path(folder), size, case))
-                print(f"{size} {case}: {found[-1]['ratio']:.2f}", flush=True)
-    show(found)
+                comparisons.append(compare(Path(folder), size, case))
+                print(f"{size} {case}: {comparisons[-1]['ratio']:.2f}", flush=True)
+    show(comparisons)
     if given.output:
-        given.output.write_text(json.dumps(found, indent=1))
+        given.output.write_text(json.dumps(comparisons, indent=1))
 
 
 def compare(folder: Path, size: str, case: str) -> dict[str, Any]:
     stage, dtype, changes = CASES[case]
     settings = changes if stage == "score" else training_settings(changes)
     task = {"stage": stage, "name": case, "dtype": dtype, "config": settings}
-    task |= {"workers": settings.get("num_workers", 1), "tiny": str(prepared(folder, "tiny", dtype))}
-    task |= {"folder": str(prepared(folder, size, dtype))}
+    task |= {"workers": settings.get("num_workers", 1), "tiny": str(prepare(folder, "tiny", dtype))}
+    task |= {"folder": str(prepare(folder, size, dtype))}
     predicted, moment = predict(Path(task["folder"], "model"), stage, dtype, settings)
     measured = measure(task)
     return {
@@ -76,7 +74,7 @@ def compare(folder: Path, size: str, case: str) -> dict[str, Any]:
     }
 
 
-def prepared(folder: Path, size: str, dtype: str) -> Path:
+def prepare(folder: Path, size: str, dtype: str) -> Path:
     """A folder with model and scored table; made once."""
     place = folder / f"{size}-{dtype}"
     if not place.exists():
@@ -104,12 +102,12 @@ def predict(model: Path, stage: str, dtype: str, settings: dict[str, Any]) -> tu
         cluster={"gpus_per_node": 0},  # type: ignore[arg-type]
         **{stage: settings},  # type: ignore[arg-type]
     )
-    found = plan(config)
+    result = plan(config)
     if stage == "score":
-        return found.scoring.memory.total, found.scoring.memory.moment
+        return result.scoring.memory.total, result.scoring.memory.moment
     options = config.train
-    adapters = found.adapters if options.lora else None
-    search = TrainingSearch(config, found.shape, adapters, found.devices, {"float32": 4, "bfloat16": 2}[dtype])
+    adapters = result.adapters if options.lora else None
+    search = TrainingSearch(config, result.shape, adapters, result.devices, {"float32": 4, "bfloat16": 2}[dtype])
     memory = search.choice(
         options.zero_stage,
         options.gradient_checkpointing,
@@ -119,14 +117,13 @@ def predict(model: Path, stage: str, dtype: str, settings: dict[str, Any]) -> tu
     return memory.total, memory.moment
 
 
-def show(found: list[dict[str, Any]]) -> None:
-    table = Table("model", "what runs", box=box.SIMPLE_HEAD)
-    for heading in ("predicted, MiB", "measured, MiB", "predicted / measured", "highest at"):
-        table.add_column(heading, justify="right")
-    for row in found:
-        sizes = (f"{row[key] / 2**20:,.0f}" for key in ("predicted_bytes", "measured_bytes"))
-        table.add_row(row["size"], row["case"], *sizes, f"{row['ratio']:.2f}", row["highest_at"])
-    Console().print(table)
+def show(comparisons: list[dict[str, Any]]) -> None:
+    headings = ("model", "what runs", "predicted, MiB", "measured, MiB", "predicted / measured", "highest at")
+    rows = []
+    for one in comparisons:
+        sizes = (f"{one[key] / 2**20:,.0f}" for key in ("predicted_bytes", "measured_bytes"))
+        rows.append((one["size"], one["case"], *sizes, f"{one['ratio']:.2f}", one["highest_at"]))
+    harness.show(None, headings, rows, left=2)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ import ctypes
 import gc
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import harness
 
 PROMPT, RESPONSE, ANSWER, JUDGMENT = 64, 96, 32, 24  # tokens of every row
 ROWS = 16  # two optimizer steps of two workers
@@ -43,55 +44,36 @@ def save_model(folder: Path, size: str, dtype: str) -> None:
 
 def save_scored(folder: Path, model: Path) -> None:
     """A scored table of correct responses, all of one length."""
-    import pyarrow as pa
     from transformers import AutoTokenizer
 
     from nlft_ray.models.loading import tokenizer_fingerprint
-    from nlft_ray.storage.folder import Folder
-    from nlft_ray.tables.manifest import Identity, Manifest, finish
     from nlft_ray.tables.schema import SCORED
-    from nlft_ray.tables.shards import DATA
 
     row = {
         "verdict": "correct",
-        "input_ids": [7] * (PROMPT + RESPONSE),
         "response_start": PROMPT,
         "logp_base": [-1.0] * RESPONSE,
         "logp_standard": [-1.0] * RESPONSE,
         "hidden_norm": [1.0] * RESPONSE,
         "hidden_cos": [0.0] * RESPONSE * 8,
     }
-    rows = [dict.fromkeys(SCORED.names) | row | {"id": f"row-{number}"} for number in range(ROWS)]
-    for number, changed in enumerate(rows):
-        changed["input_ids"] = [7 + number] * (PROMPT + RESPONSE)  # nothing that prompts could share
-    (Folder(str(folder)) / DATA).write_table("part-000000.parquet", pa.Table.from_pylist(rows, schema=SCORED))
+    # ids of its own in each row: nothing that prompts could share
+    rows = [row | {"id": f"row-{n}", "input_ids": [7 + n] * (PROMPT + RESPONSE)} for n in range(ROWS)]
     tokenizer = tokenizer_fingerprint(AutoTokenizer.from_pretrained(model))
-    identity = Identity(stage="score", table="scored", software_version="bench", config={}, tokenizer=tokenizer)
-    finish(Folder(str(folder)), Manifest(identity=identity, rows_in=ROWS, rows_out=ROWS, rows_rejected=0, seconds=0))
+    harness.write_table(folder, [harness.table_of(rows, SCORED)], "scored", stage="score", tokenizer=tokenizer)
 
 
 def measure(task: dict[str, Any]) -> int:
     """Growth of the memory of the largest of the task's processes, in bytes."""
+    environment = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        children = [
-            subprocess.Popen(
-                [sys.executable, __file__, json.dumps(task | {"rank": rank, "meeting": f"{folder}/meeting"})],
-                env=environment | {"LOCAL_RANK": str(rank), "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(task.get("workers", 1))
-        ]
-        answers = [child.communicate() for child in children]
-    if any(child.returncode for child in children):
-        sys.exit("\n".join(error[-3000:] for _, error in answers))
-    return max(int(answer.splitlines()[-1]) for answer, _ in answers)
+        tasks = [task | {"rank": rank, "meeting": f"{folder}/meeting"} for rank in range(task.get("workers", 1))]
+        return max(harness.call_children(__file__, tasks, **environment))
 
 
 def run_child(task: dict[str, Any]) -> int:
     """Do the task on a tiny model, so that everything is imported; then on its own, and watch."""
+    os.environ["LOCAL_RANK"] = str(task["rank"])
     import torch
     import torch.distributed as dist
 
@@ -102,10 +84,10 @@ def run_child(task: dict[str, Any]) -> int:
     _do(task, task["tiny"])
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
+    before = harness.resident()
+    harness.reset_resident_peak()
     _do(task, task["folder"])
-    return _status("VmHWM") - before
+    return harness.resident_peak() - before
 
 
 def _do(task: dict[str, Any], folder: str) -> None:
@@ -118,8 +100,6 @@ def _do(task: dict[str, Any], folder: str) -> None:
 
 
 def _score(settings: dict[str, Any]) -> None:
-    import pyarrow as pa
-
     from nlft_ray.config import ScoreConfig
     from nlft_ray.stages.score.worker import ScoreWorker
     from nlft_ray.tables.schema import EXAMPLES
@@ -138,8 +118,8 @@ def _score(settings: dict[str, Any]) -> None:
     }
     rows = [row | {"id": f"row-{number}", "question": _text(PROMPT, number)} for number in range(ROWS)]
     worker = ScoreWorker(ScoreConfig(**settings, prompts=templates))  # type: ignore[arg-type]
-    worked = worker(pa.Table.from_pylist(rows, schema=EXAMPLES), 0)
-    assert len(worked.table) == ROWS, worked.rejects
+    result = worker(harness.table_of(rows, EXAMPLES), 0)
+    assert len(result.table) == ROWS, result.rejects
 
 
 def _text(words: int, start: int = 0) -> str:
@@ -153,10 +133,6 @@ def _train(settings: dict[str, Any]) -> None:
     train(TrainConfig(**settings, backend="inline"))
 
 
-def _status(key: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{key}:")[2].split()[0]) * 1024
-
-
 if __name__ == "__main__":
-    print(run_child(json.loads(sys.argv[1])))
+    child = json.loads(sys.argv[sys.argv.index("--child") + 1])
+    harness.answer(child, run_child(child))

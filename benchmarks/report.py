@@ -17,18 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-import pyarrow as pa
 from playwright.sync_api import Page, sync_playwright
-from rich.console import Console
-from rich.table import Table
 
 from nlft_ray.config import ReportConfig
 from nlft_ray.stages.report.job import report
-from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.manifest import Identity, Manifest, finish, input_fingerprint
+from nlft_ray.tables.manifest import input_fingerprint
 from nlft_ray.tables.schema import EXAMPLES, SCORED
-from nlft_ray.tables.shards import DATA
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
@@ -63,9 +59,10 @@ def write_scored(folder: Path, examples: int, tokens: int) -> str:
     """A scored table with facts on all sides of every threshold, beside the examples that it is made from."""
     random = np.random.default_rng(0)
     texts = [_example(index) for index in range(examples)]
-    made_from = _write(folder / "examples", texts, EXAMPLES, "examples", None)
-    scored = [_facts(random, row, tokens) for row in texts]
-    _write(folder / "scored", scored, SCORED, "scored", input_fingerprint(made_from))
+    manifest = harness.write_table(folder / "examples", [harness.table_of(texts, EXAMPLES)], "examples")
+    scored = [harness.table_of((_facts(random, row, tokens) for row in texts), SCORED)]
+    identity: dict[str, Any] = {"config": {"model": {"path": "sandbox"}}, "input": input_fingerprint(manifest)}
+    harness.write_table(folder / "scored", scored, "scored", stage="score", **identity)
     return str(folder / "scored")
 
 
@@ -102,18 +99,8 @@ def _facts(random: np.random.Generator, row: dict[str, Any], tokens: int) -> dic
     }
 
 
-def _write(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema, table: str, made_from: str | None) -> Manifest:
-    full = [dict.fromkeys(schema.names) | row for row in rows]
-    (Folder(str(folder)) / DATA).write_table("part-000000.parquet", pa.Table.from_pylist(full, schema=schema))
-    config = {"model": {"path": "sandbox"}} if table == "scored" else {}
-    identity = Identity(stage="score", table=table, software_version="0", config=config, input=made_from)
-    manifest = Manifest(identity=identity, rows_in=len(rows), rows_out=len(rows), rows_rejected=0, seconds=0)
-    finish(Folder(str(folder)), manifest)
-    return manifest
-
-
 @contextmanager
-def opened(browser: Any, file: Path) -> Iterator[Page]:
+def open_page(browser: Any, file: Path) -> Iterator[Page]:
     """The page as soon as the map is drawn, in a context of its own: nothing is cached."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
@@ -133,7 +120,7 @@ def measure(folder: Path, examples: int, tokens: int) -> dict[str, Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         openings = []
         for _ in range(OPENINGS):
-            with opened(browser, whole) as page:
+            with open_page(browser, whole) as page:
                 openings.append(float(page.evaluate("document.documentElement.dataset.ready")))
         moves, gaps = _use(browser, some)
         moves_of_all, gaps_of_all = _use(browser, whole)
@@ -160,23 +147,21 @@ def _report(scored: str, output: str, examples: int) -> Path:
 
 def _use(browser: Any, file: Path) -> tuple[list[float], list[float]]:
     """Milliseconds of each move of a slider, and between the pictures of a scrolled page."""
-    with opened(browser, file) as page:
+    with open_page(browser, file) as page:
         page.locator("#shown-count").scroll_into_view_if_needed()
         page.locator("#examples .t").first.wait_for()
         moves = [page.evaluate(MOVE, (move % 10 + 1) / 12) for move in range(MOVES)]
         return moves, page.evaluate(SCROLL, SCROLLS)
 
 
-def show(found: dict[str, Any]) -> None:
-    table = Table(title=f"{found['examples']:,} examples of {found['tokens']} tokens, Chromium {found['chromium']}")
-    for heading in ("", "median", "largest"):
-        table.add_column(heading, justify="right" if heading else "left")
-    table.add_row("file, MB", f"{found['bytes'] / 1e6:.1f}", "")
-    table.add_row("written in, s", f"{found['seconds_to_write']:.1f}", "")
-    for name, values in found.items():
+def show(figures: dict[str, Any]) -> None:
+    rows = [("file, MB", f"{figures['bytes'] / 1e6:.1f}", "")]
+    rows.append(("written in, s", f"{figures['seconds_to_write']:.1f}", ""))
+    for name, values in figures.items():
         if isinstance(values, list):
-            table.add_row(name.replace("_", " "), f"{statistics.median(values):.0f}", f"{max(values):.0f}")
-    Console().print(table)
+            rows.append((name.replace("_", " "), f"{statistics.median(values):.0f}", f"{max(values):.0f}"))
+    title = f"{figures['examples']:,} examples of {figures['tokens']} tokens, Chromium {figures['chromium']}"
+    harness.show(title, ("", "median", "largest"), rows)
 
 
 if __name__ == "__main__":

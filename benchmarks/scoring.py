@@ -10,23 +10,19 @@ example_model_solutions.jsonl.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import describe_machine, need_data
+import harness
 
 NAMES = {"ours": "nlft-ray", "harness": "lm-evaluation-harness", "released": "released pattern"}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of a row's mean log-probability
 
 
 def arguments() -> argparse.Namespace:
-    shared = os.environ.get("NLFT_SHARED", "../shared")
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path(shared) / "data/gsm8k", help="folder of GSM8K")
+    parser = harness.parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", choices=("60M", "8B", "tiny"), help="default: 8B where there is a GPU, else 60M")
@@ -38,8 +34,6 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--max-tokens-per-batch", type=int, help="of nlft-ray; default: its own")
     parser.add_argument("--harness-batch-size", type=int, help="default: the fastest of several in a trial")
-    parser.add_argument("--output", type=Path, help="JSON file of all figures")
-    parser.add_argument("--child", help=argparse.SUPPRESS)  # how the script calls itself: a pattern, as JSON
     return parser.parse_args()
 
 
@@ -47,13 +41,13 @@ def main() -> None:
     given = arguments()
     if given.child:
         return run_child(json.loads(given.child))
-    need_data(given.data)
+    harness.need_data(given.data)
     import torch
 
     gpu = torch.cuda.is_available()
     shape = given.shape or ("8B" if gpu else "60M")
     dtypes = given.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"])
-    machine = describe_machine()
+    machine = harness.describe_machine()
     print(f"{machine}; {given.threads} threads; a random Llama of {shape} parameters; {given.rows} rows\n")
     tables = []
     for dtype in dtypes:
@@ -68,14 +62,9 @@ def main() -> None:
 
 def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:
     """Write model, tokenizer and rows into `folder`; returns what the table is about."""
-    import torch
-    from scoring_rows import LONG_INSTRUCTION_TOKENS, build_rows, build_tokenizer, instruction_of, save_random_model
+    from scoring_rows import save_inputs
 
-    tokenizer = build_tokenizer(given.data)
-    save_random_model(folder, shape, getattr(torch, dtype), tokenizer)
-    text = instruction_of(given.data, tokenizer, LONG_INSTRUCTION_TOKENS if instruction == "long" else None)
-    rows = build_rows(given.data, tokenizer, given.rows, text)
-    (folder / "rows.json").write_text(json.dumps(rows))
+    tokenizer, rows = save_inputs(folder, given.data, shape, dtype, given.rows, instruction)
     lengths = {
         column: round(sum(len(tokenizer(row[column])["input_ids"]) for row in rows if row[column])
         / sum(row[column] is not None for row in rows))
@@ -96,7 +85,7 @@ def measure(given: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any
             options["batch_size"] = given.harness_batch_size or fastest_batch_size(task)
         tasks[pattern] = task | {"options": options}
     rounds = [{pattern: call_child(task) for pattern, task in tasks.items()} for _ in range(given.rounds)]
-    return {pattern: min((found[pattern] for found in rounds), key=lambda one: one["seconds"]) for pattern in tasks}
+    return {pattern: min((one[pattern] for one in rounds), key=lambda measure: measure["seconds"]) for pattern in tasks}
 
 
 def fastest_batch_size(task: dict[str, Any]) -> int:
@@ -105,46 +94,36 @@ def fastest_batch_size(task: dict[str, Any]) -> int:
 
 
 def call_child(task: dict[str, Any]) -> dict[str, Any]:
-    """Run a pattern in a process of its own, so that no pattern's memory is another's."""
-    with tempfile.NamedTemporaryFile() as answer:
-        command = [sys.executable, __file__, "--child", json.dumps(task | {"answer": answer.name})]
-        environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"]), "TRANSFORMERS_VERBOSITY": "error"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{task['pattern']} failed:\n{done.stderr[-4000:]}")
-        return json.loads(Path(answer.name).read_text())
+    """Figures of a pattern, which runs in a process of its own."""
+    return harness.call_child(__file__, task, OMP_NUM_THREADS=str(task["threads"]))
 
 
 def run_child(task: dict[str, Any]) -> None:
     from scoring_patterns import run_pattern
 
-    found = run_pattern(task["pattern"], Path(task["folder"]), task["dtype"], task["threads"], task["options"])
-    Path(task["answer"]).write_text(json.dumps(found))
+    folder = Path(task["folder"])
+    harness.answer(task, run_pattern(task["pattern"], folder, task["dtype"], task["threads"], task["options"]))
 
 
 def show(table: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    measures, rows = table["measures"], table["rows"]
-    tokens = ", ".join(f"{column} {mean}" for column, mean in table["mean_tokens"].items())
-    columns = ("", "examples/s", "tokens/s", "time / ours", "CPU time / ours", "peak memory", "memory / ours")
-    drawn = Table(*columns, title=f"{table['dtype']}, {table['instruction']} instruction")
-    ours = measures.get("ours")
-    for pattern, found in measures.items():
-        seconds, peak = found["seconds"], found["peak_bytes"]
-        speed = [f"{rows / seconds:.2f}", f"{ours['tokens'] / seconds:.0f}" if ours else ""]
-        keys = ("seconds", "cpu_seconds", "peak_bytes")
-        ratios = [f"{found[key] / ours[key]:.2f}" if ours else "" for key in keys]
-        name = NAMES[pattern] + (f" (batch {found['batch_size']})" if "batch_size" in found else "")
-        drawn.add_row(name, *speed, *ratios[:2], f"{peak / 2**20:.0f} MiB", ratios[2])
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(drawn)
-    console.print(f"mean tokens: {tokens}")
+    measures, ours = table["measures"], table["measures"].get("ours")
+    headings = ("", "examples/s", "tokens/s", "time / ours", "CPU time / ours", "peak memory", "memory / ours")
+    rows = [row_of(pattern, measure, ours, table["rows"]) for pattern, measure in measures.items()]
+    harness.show(f"{table['dtype']}, {table['instruction']} instruction", headings, rows)
+    print("mean tokens: " + ", ".join(f"{column} {mean}" for column, mean in table["mean_tokens"].items()))
     if ours:
-        console.print(efficiency(ours))
-        check_agreement(measures, TOLERANCE[table["dtype"]], console)
-    console.print()
+        print(efficiency(ours))
+        check_agreement(measures, TOLERANCE[table["dtype"]])
+    print()
+
+
+def row_of(pattern: str, measure: dict[str, Any], ours: dict[str, Any] | None, examples: int) -> list[str]:
+    seconds = measure["seconds"]
+    speed = [f"{examples / seconds:.2f}", f"{ours['tokens'] / seconds:.0f}" if ours else ""]
+    keys = ("seconds", "cpu_seconds", "peak_bytes")
+    ratios = [f"{measure[key] / ours[key]:.2f}" if ours else "" for key in keys]
+    name = NAMES[pattern] + (f" (batch {measure['batch_size']})" if "batch_size" in measure else "")
+    return [name, *speed, *ratios[:2], f"{measure['peak_bytes'] / 2**20:.0f} MiB", ratios[2]]
 
 
 def efficiency(ours: dict[str, Any]) -> str:
@@ -157,15 +136,15 @@ def efficiency(ours: dict[str, Any]) -> str:
     )
 
 
-def check_agreement(measures: dict[str, Any], tolerance: float, console: Any) -> None:
-    """A comparison is fair where all find the same."""
+def check_agreement(measures: dict[str, Any], tolerance: float) -> None:
+    """Leave where a pattern's log-probabilities are not ours: then its speed would say nothing."""
     ours = measures["ours"]["base_logp"]
-    for pattern, found in measures.items():
-        apart = max(abs(a - b) for a, b in zip(ours, found["base_logp"], strict=True))
+    for pattern, measure in measures.items():
+        apart = max(abs(a - b) for a, b in zip(ours, measure["base_logp"], strict=True))
         if apart > tolerance:
             sys.exit(f"{pattern}: a row's mean base log-probability differs by {apart:.2g}, more than {tolerance}")
         if pattern != "ours":
-            console.print(f"{NAMES[pattern]}: base log-probabilities agree to {apart:.1g}")
+            print(f"{NAMES[pattern]}: base log-probabilities agree to {apart:.1g}")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
-from measuring import matmul_rate, peak, reset_peak, synchronise
+from harness import matmul_rate, peak, reset_peak, synchronise, table_of
 from released_pattern import grow, released_facts
 
 from nlft_ray.config import ScoreConfig
@@ -41,7 +40,7 @@ def run_pattern(pattern: str, folder: Path, dtype: str, threads: int, options: d
         return PATTERNS[pattern](config, rows, options)
 
 
-def _measured(work: Callable[[], Iterable[float]], warm_up: Callable[[], object], model: torch.nn.Module) -> Measure:
+def _measure(work: Callable[[], Iterable[float]], warm_up: Callable[[], object], model: torch.nn.Module) -> Measure:
     """Run after a warm-up, with memory counted from the state in which the model stands loaded."""
     for parameter in model.parameters():
         parameter.sum()  # weights may be mapped from the file: read them, so that they do not count as work
@@ -62,19 +61,16 @@ def _measured(work: Callable[[], Iterable[float]], warm_up: Callable[[], object]
 def _ours(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
     worker = ScoreWorker(config)
     model = worker._scorer._model
-    table, few = (pa.Table.from_pylist(part, schema=EXAMPLES) for part in (_full(rows), _full(rows[:_WARM_UP_ROWS])))
+    table, few = (table_of(part, EXAMPLES) for part in (rows, rows[:_WARM_UP_ROWS]))
     count = _count_work(model)
-    worked = None
 
     def work() -> Iterable[float]:
-        nonlocal worked
         count.clear()
-        worked = worker(table, seed=0)
-        assert not worked.rejects, worked.rejects[0][1]
-        return [sum(row) / len(row) for row in worked.table["logp_base"].to_pylist()]
+        result = worker(table, seed=0)
+        assert not result.rejects, result.rejects[0][1]
+        return [sum(row) / len(row) for row in result.table["logp_base"].to_pylist()]
 
-    measure = _measured(work, lambda: worker(few, seed=0), model)
-    assert worked is not None
+    measure = _measure(work, lambda: worker(few, seed=0), model)
     measure["tokens"] = sum(sum(row.lengths().values()) for row in _scoring_rows(config, rows))
     return measure | count | _sizes(model) | {"matmul_flops": matmul_rate(model.dtype, model.device)}
 
@@ -115,13 +111,13 @@ def _harness(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str,
         run(1, 2)
         return {"trials": {size: seconds(size) for size in _HARNESS_BATCH_SIZES}}
     size = options["batch_size"]
-    return _measured(lambda: run(size), lambda: run(size, _WARM_UP_ROWS), model) | {"batch_size": size}
+    return _measure(lambda: run(size), lambda: run(size, _WARM_UP_ROWS), model) | {"batch_size": size}
 
 
 def _released(config: ScoreConfig, rows: list[dict[str, Any]], options: dict[str, Any]) -> Measure:
     model = load_model(config.model)
     scoring_rows = _scoring_rows(config, rows)
-    return _measured(
+    return _measure(
         lambda: [_released_example(model, row) for row in scoring_rows],
         lambda: [_released_example(model, row) for row in scoring_rows[:_WARM_UP_ROWS]],
         model,
@@ -142,14 +138,10 @@ PATTERNS: dict[str, Callable[[ScoreConfig, list[dict[str, Any]], dict[str, Any]]
 }
 
 
-def _full(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [dict.fromkeys(EXAMPLES.names) | row for row in rows]
-
-
 def _scoring_rows(config: ScoreConfig, rows: list[dict[str, Any]]) -> list[ScoringRow]:
     tokenizer = load_tokenizer(config.model)
     build = RowBuilder(tokenizer, config.prompts, tokenizer.eos_token_id)
-    return [build(row) for row in _full(rows)]
+    return [build(row) for row in table_of(rows, EXAMPLES).to_pylist()]
 
 
 def _count_work(model: Any) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the scoring benchmark runs on: GSM8K questions with the answers of real models, and a random Llama."""
+"""Inputs of the benchmarks of scoring and training: GSM8K questions, answers of real models, and a random Llama."""
 
 import json
 import re
@@ -61,6 +61,18 @@ def build_tokenizer(data: Path) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([f"<unused {number}>" for number in range(VOCABULARY - tokenizer.get_vocab_size())])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def save_inputs(
+    folder: Path, data: Path, shape: str, dtype: str, count: int, instruction: str = "short"
+) -> tuple[PreTrainedTokenizerFast, list[dict[str, Any]]]:
+    """Write a random model with its tokenizer, and rows.json; returns the tokenizer and the rows."""
+    tokenizer = build_tokenizer(data)
+    save_random_model(folder, shape, getattr(torch, dtype), tokenizer)
+    text = instruction_of(data, tokenizer, LONG_INSTRUCTION_TOKENS if instruction == "long" else None)
+    rows = build_rows(data, tokenizer, count, text)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return tokenizer, rows
 
 
 def save_random_model(folder: Path, shape: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast) -> None:

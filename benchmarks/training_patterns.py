@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import peak, reset_peak
+from harness import MemoryWatch, peak, reset_peak, table_of, write_table
 from released_pattern import grow, released_facts
-from watching import Watch
 
 from nlft_ray.cli.arguments import validate
 from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
@@ -36,7 +35,7 @@ from nlft_ray.stages.train.model import LogOddsHead
 from nlft_ray.stages.train.schedule import order_of
 from nlft_ray.stages.train.weighing import Weighing
 from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.schema import EXAMPLES
+from nlft_ray.tables.schema import EXAMPLES, SCORED
 from nlft_ray.tables.training import read_metrics
 
 Measure = dict[str, Any]
@@ -56,17 +55,11 @@ def write_scored(folder: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
 
     So all patterns train on the same tokens. Where a policy leaves tokens out, this project runs fewer of them.
     """
-    import pyarrow as pa
-
-    from nlft_ray.tables.manifest import Identity, Manifest, finish
-    from nlft_ray.tables.schema import SCORED
-    from nlft_ray.tables.shards import DATA
-
     scored = []
     for row, built in zip(rows, _scoring_rows(folder, rows), strict=True):
         prompt, response = built.prompts["base"], built.response_ids
         logp = [math.log(0.5)] * len(response)
-        facts = {
+        facts: dict[str, Any] = {
             "id": row["id"],
             "verdict": row["verdict"],
             "input_ids": prompt + response,
@@ -77,11 +70,8 @@ def write_scored(folder: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
             "hidden_norm": [1.0] * len(response),
             "hidden_cos": [0.0] * len(response) * 8,
         }
-        scored.append(dict.fromkeys(SCORED.names) | facts)
-    output = Folder(str(folder / "scored"))
-    (output / DATA).write_table("part-000000.parquet", pa.Table.from_pylist(scored, schema=SCORED))
-    identity = Identity(stage="score", table="scored", software_version="benchmark", config={})
-    finish(output, Manifest(identity=identity, rows_in=len(rows), rows_out=len(rows), rows_rejected=0, seconds=0.0))
+        scored.append(facts)
+    write_table(folder / "scored", [table_of(scored, SCORED)], "scored", stage="score")
     prompts, responses = (sum(row["response_start"] for row in scored), sum(len(row["logp_base"]) for row in scored))
     return {"prompt": prompts / len(rows), "response": responses / len(rows)}
 
@@ -89,7 +79,7 @@ def write_scored(folder: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
 def _scoring_rows(folder: Path, rows: list[dict[str, Any]]) -> list[ScoringRow]:
     tokenizer = load_tokenizer(ModelConfig(path=str(folder / "model")))
     build = RowBuilder(tokenizer, PromptConfig(), tokenizer.eos_token_id)
-    return [build(dict.fromkeys(EXAMPLES.names) | row) for row in rows]
+    return [build(row) for row in table_of(rows, EXAMPLES).to_pylist()]
 
 
 def _config(task: dict[str, Any], **changes: Any) -> TrainConfig:
@@ -115,7 +105,7 @@ def _ours(task: dict[str, Any], **changes: Any) -> Measure:
 
     began = time.time()
     config = _config(task, **changes)
-    with Watch("RayTrainWorker", Path(config.output) / "metrics.jsonl") as watch:
+    with MemoryWatch("RayTrainWorker", Path(config.output) / "metrics.jsonl") as watch:
         nlft_ray.train(config)
     lines = read_metrics(Folder(config.output))
     counted = lines[task["warm_up_steps"] :]
@@ -296,7 +286,7 @@ def _trl(task: dict[str, Any]) -> Measure:
 def _released(task: dict[str, Any]) -> Measure:
     config = _config(task)
     model, folder = _with_adapters(config), Path(task["folder"])
-    rows = _scoring_rows(folder, json.loads((folder / "rows.json").read_text()))
+    rows = _scoring_rows(folder, json.loads((folder / "model" / "rows.json").read_text()))
     size = task["batch_size"]
 
     def take(step: int) -> float:
