@@ -15,7 +15,7 @@ from nlft_ray.config import ModelConfig
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.errors import UserError
 from nlft_ray.models.copies import local_copy
-from nlft_ray.storage.folder import Folder, side_by_side
+from nlft_ray.storage.folder import Folder, map_concurrently
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -162,7 +162,7 @@ def model_fingerprint(config: ModelConfig) -> str:
         raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
     names = ["config.json", *folder.files(_WEIGHTS.removeprefix("*"))]
     digest = hashlib.sha256()
-    for blocks in side_by_side(lambda name: list(_looked_at(folder, name)), names):
+    for blocks in map_concurrently(lambda name: list(_looked_at(folder, name)), names):
         for block in blocks:
             digest.update(block)
     return digest.hexdigest()[:16]

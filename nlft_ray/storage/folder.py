@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def side_by_side(look: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def map_concurrently(look: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """What `look` finds, in the order of the items. Many are under way at once: a store's answer takes long to come."""
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         for start in range(0, len(items), _FILES_AHEAD):  # not all at once: the results would pile up

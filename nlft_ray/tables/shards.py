@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.errors import UserError
-from nlft_ray.storage.folder import Folder, side_by_side
+from nlft_ray.storage.folder import Folder, map_concurrently
 from nlft_ray.tables.audit import digests_of_ids
 from nlft_ray.tables.schema import REJECTS
 
@@ -64,7 +64,7 @@ def plan_shards(source: Folder, rows_per_shard: int | None, plan: str = "") -> l
     """
     data = source / DATA
     names = data.files(".parquet")
-    rows = dict(zip(names, side_by_side(lambda name: _rows_of(data, name), names), strict=True))
+    rows = dict(zip(names, map_concurrently(lambda name: _rows_of(data, name), names), strict=True))
     if rows_per_shard is None:
         even = -(-sum(rows.values()) // _SHARDS_AIMED_AT)
         rows_per_shard = min(max(even, _MIN_ROWS), _MAX_ROWS)
@@ -110,7 +110,7 @@ def input_ids(source: Folder, shards: Sequence[Shard]) -> dict[int, str]:
         UserError: an id stands in more than one row.
     """
     return digests_of_ids(
-        lambda: side_by_side(lambda shard: (shard.number, ids_of(read_shard(source, shard, ["id"]))), shards)
+        lambda: map_concurrently(lambda shard: (shard.number, ids_of(read_shard(source, shard, ["id"]))), shards)
     )
 
 
@@ -163,7 +163,7 @@ def finished_shard(output: Folder, shard: Shard) -> ShardReport | None:
 
 def finished_shards(output: Folder, shards: Sequence[Shard]) -> dict[int, ShardReport]:
     """The records of all shards that are done, by their numbers."""
-    reports = side_by_side(lambda shard: finished_shard(output, shard), shards)
+    reports = map_concurrently(lambda shard: finished_shard(output, shard), shards)
     return {report.number: report for report in reports if report}
 
 

@@ -9,7 +9,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from nlft_ray.errors import UserError
-from nlft_ray.storage.folder import Folder, side_by_side
+from nlft_ray.storage.folder import Folder, map_concurrently
 
 
 @pytest.fixture(params=["local", "fsspec"])
@@ -118,5 +118,5 @@ def test_files_are_looked_at_side_by_side_and_reported_in_order() -> None:
             under_way -= 1
         return number
 
-    assert list(side_by_side(look, range(2000))) == list(range(2000))
+    assert list(map_concurrently(look, range(2000))) == list(range(2000))
     assert most > 1

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nlft_ray.errors import UserError
 from nlft_ray.stages.score.scorer import ScoringBatch
-from nlft_ray.storage.folder import Folder, side_by_side
+from nlft_ray.storage.folder import Folder, map_concurrently
 from nlft_ray.tables.audit import digest
 from nlft_ray.tables.schema import SCORED
 
@@ -62,7 +62,7 @@ class FinishedBatches:
         names = self._shard.files(".parquet")
         self._on_disk = bool(names)
         self._tables, self._unwritten = {}, {}
-        for tables in side_by_side(self._read, names):
+        for tables in map_concurrently(self._read, names):
             self._tables |= tables
         self._last_write = time.monotonic()
 
