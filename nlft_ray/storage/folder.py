@@ -171,13 +171,13 @@ class Folder:
             return stream.read().decode()
 
     def write_text(self, name: str, text: str) -> None:
-        with self.written_locally(name) as path:
+        with self.atomic_file(name) as path:
             path.write_bytes(text.encode())
 
     def write_table(self, name: str, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
         """Write a Parquet file; `metadata` goes into its footer."""
         table = table.replace_schema_metadata(dict(metadata or {}))
-        with self.written_locally(name) as path:
+        with self.atomic_file(name) as path:
             pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_ROW_GROUP)
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
@@ -197,7 +197,7 @@ class Folder:
                 yield file.read_at(size, start)
 
     @contextmanager
-    def written_locally(self, name: str) -> Iterator[Path]:
+    def atomic_file(self, name: str) -> Iterator[Path]:
         """A path on this machine to write a file to. On leaving it stands in the folder, whole; on an exception, not.
 
         A local file is written beside its place and renamed. A file for elsewhere is written to this machine's

@@ -44,7 +44,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: Folder) -> 
     folder.write_text("a.txt", "old")
 
     def write_half() -> None:
-        with folder.written_locally("a.txt") as path:
+        with folder.atomic_file("a.txt") as path:
             path.write_text("half of the n")
             raise RuntimeError("killed")
 

@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 
 def stopped_by_an_exception(folder: Folder) -> None:
-    with folder.written_locally("a") as path:
+    with folder.atomic_file("a") as path:
         path.write_bytes(bytes(LARGE))
         raise Stopped
 
@@ -45,7 +45,7 @@ def stopped_among_files(folder: Folder) -> None:
 
 
 def refused_in_the_middle(folder: Folder) -> None:
-    with folder.written_locally("a") as path:
+    with folder.atomic_file("a") as path:
         path.write_bytes(bytes(LARGE))
 
 
@@ -53,7 +53,7 @@ def stopped_while_uploading(folder: Folder, by: signal.Signals) -> int:
     """Parts are slow, and the signal comes before the last of them. The process's exit code."""
     code = (
         "import sys; from nlft_ray.storage.folder import Folder\n"
-        "with Folder(sys.argv[1]).written_locally('a') as path:\n"
+        "with Folder(sys.argv[1]).atomic_file('a') as path:\n"
         f"    path.write_bytes(bytes({LARGE})); print('written', flush=True)"
     )
     words = [sys.executable, "-c", code, str(folder)]

@@ -186,7 +186,7 @@ def _write_part(folder: Folder, name: str, tensors: Mapping[str, Tensor]) -> Non
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with folder.written_locally(name) as path:
+    with folder.atomic_file(name) as path:
         try:
             save_file(dict(tensors), path)
         except SafetensorError as error:
