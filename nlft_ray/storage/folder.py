@@ -232,7 +232,7 @@ class Folder:
                 filesystem.move(written, f"{self.path}/{name}")
 
     @contextmanager
-    def filled_locally(self) -> Iterator[Path]:
+    def atomic_files(self) -> Iterator[Path]:
         """A folder on this machine to write files into. On leaving they stand in this one; on an exception, none."""
         if not self.is_local:
             with tempfile.TemporaryDirectory() as scratch:

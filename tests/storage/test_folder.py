@@ -58,7 +58,7 @@ def test_files_written_side_by_side_stand_in_the_folder_at_the_end(folder: Folde
     folder.write_text("plan.json", "{}")
 
     def fill(*, killed: bool) -> None:
-        with folder.filled_locally() as local:
+        with folder.atomic_files() as local:
             (local / "a").write_bytes(b"1" * 10)
             (local / "b").write_bytes(b"2")
             if killed:

@@ -39,7 +39,7 @@ def stopped_in_a_table(folder: Folder) -> None:
 
 
 def stopped_among_files(folder: Folder) -> None:
-    with folder.filled_locally() as local:
+    with folder.atomic_files() as local:
         (local / "a").write_bytes(bytes(LARGE))
         raise Stopped
 
@@ -116,7 +116,7 @@ def test_a_large_object_comes_back_whole_in_bad_weather(store: Store) -> None:
     content = os.urandom(LARGE)
     store.proxy.weather = lambda request: SLOW_DOWN if request.number in (2, 3, 5) else None
     folder = Folder(store.uri("run/weights"))
-    with folder.filled_locally() as local:
+    with folder.atomic_files() as local:
         (local / "model.safetensors").write_bytes(content)
     with folder.read_locally(["model.safetensors"]) as local:
         assert (local / "model.safetensors").read_bytes() == content

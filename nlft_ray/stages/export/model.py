@@ -36,7 +36,7 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
 
 def save_model_folder(model: Any, base: ModelConfig, output: Folder) -> None:
     """Write the whole model and its tokenizer."""
-    with output.filled_locally() as written:
+    with output.atomic_files() as written:
         model.save_pretrained(written)
         load_tokenizer(base).save_pretrained(written)
 
@@ -50,7 +50,7 @@ def save_adapter_folder(weights: Path, base: ModelConfig, output: Folder, dtype:
     if not (weights / _ADAPTER).is_file():
         raise UserError("merge: false asks for the adapter alone, but the whole model was trained: leave merge=true.")
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(weights / _ADAPTER_WEIGHTS).items()}
-    with output.filled_locally() as written:
+    with output.atomic_files() as written:
         save_file(tensors, written / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(weights / _ADAPTER, written / _ADAPTER)
         load_tokenizer(base).save_pretrained(written)
