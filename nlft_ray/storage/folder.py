@@ -253,7 +253,7 @@ class Folder:
                 shutil.rmtree(written, ignore_errors=True)
 
     @contextmanager
-    def read_locally(self, names: Sequence[str]) -> Iterator[Path]:
+    def local_files(self, names: Sequence[str]) -> Iterator[Path]:
         """A folder on this machine that holds these files, for libraries that know local files only."""
         if self.is_local:
             yield Path(self.path)

@@ -69,7 +69,7 @@ def test_files_written_side_by_side_stand_in_the_folder_at_the_end(folder: Folde
     assert [info.base_name for info in folder._listed()] == ["plan.json"]
     fill(killed=False)
     assert folder.files("") == ["a", "b", "plan.json"]
-    with folder.read_locally(["a", "b"]) as local:
+    with folder.local_files(["a", "b"]) as local:
         assert [(local / name).read_bytes() for name in "ab"] == [b"1" * 10, b"2"]
     assert list(folder.read_blocks("a", [0, 8], 4)) == [b"1111", b"11"]
     with folder.open("a") as stream:

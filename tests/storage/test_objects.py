@@ -118,7 +118,7 @@ def test_a_large_object_comes_back_whole_in_bad_weather(store: Store) -> None:
     folder = Folder(store.uri("run/weights"))
     with folder.atomic_files() as local:
         (local / "model.safetensors").write_bytes(content)
-    with folder.read_locally(["model.safetensors"]) as local:
+    with folder.local_files(["model.safetensors"]) as local:
         assert (local / "model.safetensors").read_bytes() == content
     assert len(store.proxy.refused) == 3
 

@@ -59,7 +59,7 @@ def export(config: ExportConfig) -> StageResult:
 
 def _save(config: ExportConfig, base: ModelConfig, source: Folder, output: Folder) -> int:
     """Write everything but the card; the number of parameters."""
-    with source.read_locally(source.files("")) as weights:
+    with source.local_files(source.files("")) as weights:
         if not config.merge:
             return save_adapter_folder(weights, base, output, _dtype(config))
         model = trained_model(base, weights, _dtype(config))

@@ -174,7 +174,7 @@ def _open_parts(folder: Folder, names: Sequence[str]) -> Iterator[Callable[[str]
     """A function that gives a parameter's states by its name."""
     from safetensors import safe_open
 
-    with folder.read_locally(names) as local, ExitStack() as stack:
+    with folder.local_files(names) as local, ExitStack() as stack:
         files: dict[str, Any] = {}
         for name in names:
             file = stack.enter_context(safe_open(local / name, framework="pt"))
