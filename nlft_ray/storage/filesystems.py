@@ -1,4 +1,4 @@
-"""Stores: where a URI leads, how a file gets there whole, and what a refusal means to whoever runs the command."""
+"""Filesystems behind URIs: opening one, uploading a file whole, and turning a store's errors into advice."""
 
 import errno
 import io
@@ -27,7 +27,7 @@ _SECONDS_WITHOUT_A_BYTE, _SECONDS_TO_CONNECT = 30.0, 5.0
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 BLOCK_BYTES = 8 << 20
-"""Of a file that is copied."""
+"""Bytes copied at a time."""
 
 _CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full. Free space",
@@ -44,18 +44,18 @@ _REFUSED = (
     "this machine and of every node ({credentials})"
 )
 _STORE_SAYS = {
-    r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .* not found": "there is no such bucket. Create it, or mend the name",
+    r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .* not found": "there is no such bucket. Create it, or correct the name",
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT|INVALID_TOKEN|EXPIRED_TOKEN|HTTP status 40[13]": _REFUSED,
     r"PERMISSION_DENIED|UNAUTHENTICATED|Authenti|Authori": _REFUSED,
     r"SLOW_DOWN|SERVICE_UNAVAILABLE|SlowDown|HTTP status (429|5\d\d)|UNAVAILABLE": "the store is overloaded or out of "
     "order, after {tries}. Wait",
-    r"NETWORK_CONNECTION|curlCode|timed? ?out": "the store does not answer. Look whether this machine and every node "
+    r"NETWORK_CONNECTION|curlCode|timed? ?out": "the store does not answer. Check that this machine and every node "
     "reach it (AWS_ENDPOINT_URL, where it is not Amazon's)",
 }
-"""What is found in a store's words, and what it means."""
+"""Pattern in a store's error message → what it means, and what to do."""
 
 
-def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem that a URI names, and the path in it.
 
     Raises:
@@ -66,7 +66,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
         raise UserError(f"{parts.scheme}://…: it holds credentials. Give those in the environment.")
     if not parts.netloc and parts.scheme in _CREDENTIALS:
         raise UserError(f"{uri}: it names no bucket; write {parts.scheme}://bucket/folder.")
-    with explained(uri):
+    with user_errors_for(uri):
         try:
             if parts.scheme == "s3":
                 return _s3(parts.netloc, *_s3_settings(uri, parts.query)), parts.netloc + unquote(parts.path)
@@ -90,15 +90,15 @@ def _s3_settings(uri: str, query: str) -> tuple[str | None, str | None, str | No
 
 
 def _attempts() -> int:
-    given = os.environ.get(_ATTEMPTS_VARIABLE) or str(_ATTEMPTS)
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"{_ATTEMPTS_VARIABLE}: {given!r} is no number of tries; write 1 or more.")
-    return int(given)
+    attempts = os.environ.get(_ATTEMPTS_VARIABLE) or str(_ATTEMPTS)
+    if not attempts.isdecimal() or int(attempts) < 1:
+        raise UserError(f"{_ATTEMPTS_VARIABLE}: {attempts!r} is no number of tries; write 1 or more.")
+    return int(attempts)
 
 
 @lru_cache(maxsize=64)
 def _s3(bucket: str, endpoint: str | None, region: str | None, scheme: str | None, attempts: int) -> pafs.S3FileSystem:
-    """One for each bucket and process: its connections are kept, and Amazon is asked for the region once."""
+    """A bucket's filesystem, made once in each process: it keeps connections, and asks Amazon for the region once."""
     if region is None and endpoint is None:
         region = pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
@@ -112,14 +112,14 @@ def _s3(bucket: str, endpoint: str | None, region: str | None, scheme: str | Non
     )
 
 
-def appears_whole(filesystem: pafs.FileSystem) -> bool:
-    """Whether a file shows under its name only when it is complete, as the objects of a store do."""
+def uploads_atomically(filesystem: pafs.FileSystem) -> bool:
+    """Whether a file appears under its name only when it is complete, as the objects of a store do."""
     return isinstance(filesystem, (pafs.S3FileSystem, pafs.GcsFileSystem, pafs.AzureFileSystem))
 
 
 @contextmanager
-def explained(where: str) -> Iterator[None]:
-    """Turn what a user can mend into a UserError: full disks, and all that a store refuses."""
+def user_errors_for(where: str) -> Iterator[None]:
+    """Turn errors that a user can repair into a UserError: full disks, and all that a store refuses."""
     try:
         yield
     except OSError as error:
@@ -128,7 +128,7 @@ def explained(where: str) -> Iterator[None]:
         if problem and is_store:
             where += f" (which is written in {tempfile.gettempdir()} first)"
         elif is_store and not isinstance(error, FileNotFoundError | FileExistsError):
-            problem = _said_by_store(where.partition("://")[0], error)
+            problem = _meaning_of(where.partition("://")[0], error)
         if problem is None:
             raise
         raise UserError(
@@ -136,23 +136,24 @@ def explained(where: str) -> Iterator[None]:
         ) from error
 
 
-def _said_by_store(scheme: str, error: OSError) -> str:
-    said = " ".join(str(error).split())[:300]
-    filled: Mapping[str, str] = {
+def _meaning_of(scheme: str, error: OSError) -> str:
+    """What a store's error means, with the beginning of its own message."""
+    message = " ".join(str(error).split())[:300]
+    values: Mapping[str, str] = {
         "credentials": _CREDENTIALS.get(scheme, "see fsspec's or pyarrow's page about this store"),
         "tries": f"{_attempts()} tries ({_ATTEMPTS_VARIABLE})" if scheme == "s3" else "several tries",
     }
     for pattern, meaning in _STORE_SAYS.items():
-        if re.search(pattern, said):
-            return meaning.format(**filled) + f" [{said}]"
-    return f"the store failed: {said}. Mend that"
+        if re.search(pattern, message):
+            return meaning.format(**values) + f" [{message}]"
+    return f"the store failed: {message}. Repair that"
 
 
-def send(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
-    """Copy a local file, whole or not at all. pyarrow's own `copy_files` says nothing of parts that a store refused.
+def upload_file(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    """Upload a local file, whole or not at all. pyarrow's own `copy_files` hides parts that a store refused.
 
-    It has a thread of its own, where no interrupt comes: a stream that is dropped half way closes itself, and what a
-    store has got by then becomes an object like any other.
+    Callers run it in a thread of its own, which no interrupt reaches: a stream that is dropped half way closes itself,
+    and the part that a store has received by then becomes an object like any other.
     """
     stream = filesystem.open_output_stream(path)
     try:
@@ -166,32 +167,32 @@ def send(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
     stream.close()
 
 
-class ExplainedParquet(pq.ParquetFile):
-    """Explains what goes wrong while it is read, which may be long after it was opened."""
+class FolderParquet(pq.ParquetFile):
+    """A Parquet file whose errors become user errors while it is read, which may be long after it was opened."""
 
     def __init__(self, path: str, filesystem: pafs.FileSystem, where: str):
         self._where = where
         super().__init__(path, filesystem=filesystem)
 
     def read(self, *options: Any, **named: Any) -> pa.Table:
-        with explained(self._where):
+        with user_errors_for(self._where):
             return super().read(*options, **named)
 
     def read_row_group(self, *options: Any, **named: Any) -> pa.Table:
-        with explained(self._where):
+        with user_errors_for(self._where):
             return super().read_row_group(*options, **named)
 
     def read_row_groups(self, *options: Any, **named: Any) -> pa.Table:
-        with explained(self._where):
+        with user_errors_for(self._where):
             return super().read_row_groups(*options, **named)
 
     def iter_batches(self, *options: Any, **named: Any) -> Iterator[pa.RecordBatch]:
-        with explained(self._where):
+        with user_errors_for(self._where):
             yield from super().iter_batches(*options, **named)
 
 
-class ExplainedStream(io.RawIOBase):
-    """The same for a stream of bytes."""
+class FolderStream(io.RawIOBase):
+    """A stream of bytes whose errors become user errors while it is read."""
 
     def __init__(self, stream: pa.NativeFile, where: str):
         self._stream, self._where = stream, where
@@ -200,7 +201,7 @@ class ExplainedStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with explained(self._where):
+        with user_errors_for(self._where):
             return self._stream.readinto(buffer)
 
     def close(self) -> None:

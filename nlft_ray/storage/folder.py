@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from nlft_ray.storage.filesystems import (
     BLOCK_BYTES,
-    ExplainedParquet,
-    ExplainedStream,
-    appears_whole,
-    explained,
-    locate,
-    send,
+    FolderParquet,
+    FolderStream,
+    open_filesystem,
+    upload_file,
+    uploads_atomically,
+    user_errors_for,
 )
 
 _ROWS_PER_ROW_GROUP = 1024  # what a reader that streams holds at once
@@ -35,11 +35,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_concurrently(look: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """What `look` finds, in the order of the items. Many are under way at once: a store's answer takes long to come."""
+def map_concurrently(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Results of a function, in the order of the items, from threads: a store's answer takes long to come."""
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         for start in range(0, len(items), _FILES_AHEAD):  # not all at once: the results would pile up
-            yield from pool.map(look, items[start : start + _FILES_AHEAD])
+            yield from pool.map(function, items[start : start + _FILES_AHEAD])
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,19 @@ class Folder:
 
     uri: str
 
-    def _located(self) -> tuple[pafs.FileSystem, str]:
+    def _open_filesystem(self) -> tuple[pafs.FileSystem, str]:
         if "://" not in self.uri:
             return pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
-        return locate(self.uri)
+        return open_filesystem(self.uri)
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        return self._located()[0]
+        return self._open_filesystem()[0]
 
     @property
     def path(self) -> str:
         """Path within the filesystem."""
-        return self._located()[1].rstrip("/")
+        return self._open_filesystem()[1].rstrip("/")
 
     @property
     def is_local(self) -> bool:
@@ -97,20 +97,20 @@ class Folder:
         return self.uri
 
     def _info(self, name: str = "") -> pafs.FileInfo:
-        with explained(self.uri):
-            filesystem, path = self._located()
+        with user_errors_for(self.uri):
+            filesystem, path = self._open_filesystem()
             return filesystem.get_file_info(f"{path.rstrip('/')}/{name}" if name else path.rstrip("/"))
 
-    def _listed(self) -> list[pafs.FileInfo]:
-        """What is directly in the folder; nothing where there is no folder."""
-        with explained(self.uri):
+    def _infos(self) -> list[pafs.FileInfo]:
+        """Files and folders directly in the folder; none where there is no folder."""
+        with user_errors_for(self.uri):
             return self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
 
     def has(self, name: str) -> bool:
         return self._info(name).type == pafs.FileType.File
 
     def size(self, name: str) -> int:
-        """Of a file, in bytes."""
+        """Size of a file in bytes."""
         return self._info(name).size or 0
 
     def exists(self) -> bool:
@@ -121,29 +121,29 @@ class Folder:
         return self._info().type == pafs.FileType.File
 
     def files(self, suffix: str) -> list[str]:
-        """Names of the files directly in the folder that end so, sorted; empty where there is no folder."""
+        """Names of the files directly in the folder with this suffix, sorted; empty where there is no folder."""
         return [info.base_name for info in self.file_infos() if info.base_name.endswith(suffix)]
 
     def file_infos(self) -> list[pafs.FileInfo]:
         """Names, sizes and times of the files directly in the folder, but for hidden ones, by name."""
-        files = (info for info in self._listed() if info.type == pafs.FileType.File)
+        files = (info for info in self._infos() if info.type == pafs.FileType.File)
         return sorted(
             (info for info in files if not info.base_name.startswith(".")), key=lambda info: str(info.base_name)
         )
 
     def folders(self) -> list["Folder"]:
         """The folders directly in the folder, but for hidden ones."""
-        names = sorted(info.base_name for info in self._listed() if info.type == pafs.FileType.Directory)
+        names = sorted(info.base_name for info in self._infos() if info.type == pafs.FileType.Directory)
         return [self / name for name in names if not name.startswith(".")]
 
     def remove(self) -> None:
         if self.exists():
-            with explained(self.uri):
+            with user_errors_for(self.uri):
                 self.filesystem.delete_dir(self.path)
 
     def entries(self) -> list[str]:
         """Names of all files and folders directly in the folder, but for hidden ones."""
-        names = (info.base_name for info in self._listed())
+        names = (info.base_name for info in self._infos())
         return sorted(name for name in names if name and not name.startswith("."))
 
     def clear(self, *, keep: str) -> None:
@@ -157,17 +157,17 @@ class Folder:
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
         if self.has(name):
-            with explained(self.uri):
+            with user_errors_for(self.uri):
                 self.filesystem.delete_file(f"{self.path}/{name}")
 
     def remove_unfinished(self) -> None:
-        """Delete what a killed process had begun to write here."""
-        for info in self._listed():
+        """Delete files that a killed process had begun to write here."""
+        for info in self._infos():
             if _UNFINISHED.fullmatch(info.base_name):
                 self.delete(info.base_name)
 
     def read_text(self, name: str) -> str:
-        with explained(self.uri), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+        with user_errors_for(self.uri), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return stream.read().decode()
 
     def write_text(self, name: str, text: str) -> None:
@@ -181,30 +181,30 @@ class Folder:
             pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_ROW_GROUP)
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
-        with explained(self.uri):
-            return ExplainedParquet(f"{self.path}/{name}", self.filesystem, self.uri)
+        with user_errors_for(self.uri):
+            return FolderParquet(f"{self.path}/{name}", self.filesystem, self.uri)
 
     def open(self, name: str) -> BinaryIO:
         """A stream of a file's bytes, read in blocks."""
-        with explained(self.uri):
+        with user_errors_for(self.uri):
             stream = self.filesystem.open_input_stream(f"{self.path}/{name}")
-        return cast(BinaryIO, io.BufferedReader(ExplainedStream(stream, self.uri), _BUFFER_BYTES))
+        return cast(BinaryIO, io.BufferedReader(FolderStream(stream, self.uri), _BUFFER_BYTES))
 
     def read_blocks(self, name: str, starts: Sequence[int], size: int) -> Iterator[bytes]:
-        """So many bytes of a file from each of these places on."""
-        with explained(self.uri), self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+        """Blocks of `size` bytes of a file, one from each of the `starts`."""
+        with user_errors_for(self.uri), self.filesystem.open_input_file(f"{self.path}/{name}") as file:
             for start in starts:
                 yield file.read_at(size, start)
 
     @contextmanager
     def atomic_file(self, name: str) -> Iterator[Path]:
-        """A path on this machine to write a file to. On leaving it stands in the folder, whole; on an exception, not.
+        """A local path to write a file to. On leaving, the whole file is in the folder; on an exception, nothing is.
 
         A local file is written beside its place and renamed. A file for elsewhere is written to this machine's
         temporary folder first: were a store's own stream left by an exception, closing it would make a whole object of
         the half that was written.
         """
-        with explained(f"{self}/{name}"):
+        with user_errors_for(f"{self}/{name}"):
             if not self.is_local:
                 with tempfile.TemporaryDirectory() as scratch:
                     yield Path(scratch) / name
@@ -212,49 +212,49 @@ class Folder:
                 return
             final = Path(self.path) / name
             final.parent.mkdir(parents=True, exist_ok=True)
-            written = final.with_name(_unfinished(name))
+            partial = final.with_name(_unfinished(name))
             try:
-                yield written
-                written.replace(final)
+                yield partial
+                partial.replace(final)
             finally:
-                written.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
 
     def _upload(self, source: Path, name: str) -> None:
-        """A store shows an object when it is whole; elsewhere it has another name until then."""
-        with explained(f"{self}/{name}"):
-            filesystem, whole = self.filesystem, appears_whole(self.filesystem)
-            written = f"{self.path}/{name if whole else _unfinished(name)}"
+        """Upload a file under a name of its own, renamed when it is whole; a store shows whole objects anyway."""
+        with user_errors_for(f"{self}/{name}"):
+            filesystem, whole = self.filesystem, uploads_atomically(self.filesystem)
+            target = f"{self.path}/{name if whole else _unfinished(name)}"
             if not whole:  # a store has no folders to create
                 filesystem.create_dir(self.path, recursive=True)
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(send, source, filesystem, written).result()
+                thread.submit(upload_file, source, filesystem, target).result()
             if not whole:
-                filesystem.move(written, f"{self.path}/{name}")
+                filesystem.move(target, f"{self.path}/{name}")
 
     @contextmanager
     def atomic_files(self) -> Iterator[Path]:
-        """A folder on this machine to write files into. On leaving they stand in this one; on an exception, none."""
+        """A local folder to write files into. On leaving, each is in this folder, whole; on an exception, none."""
         if not self.is_local:
             with tempfile.TemporaryDirectory() as scratch:
                 yield Path(scratch)
                 self.upload(Path(scratch))
             return
         place = Path(self.path)
-        for left in place.glob(".files.*"):  # by a killed process
-            shutil.rmtree(left)
-        with explained(self.uri):
-            written = place / _unfinished("files")
-            written.mkdir(parents=True)
+        for leftover in place.glob(".files.*"):  # of a killed process
+            shutil.rmtree(leftover)
+        with user_errors_for(self.uri):
+            partial = place / _unfinished("files")
+            partial.mkdir(parents=True)
             try:
-                yield written
-                for file in sorted(written.iterdir()):
+                yield partial
+                for file in sorted(partial.iterdir()):
                     file.replace(place / file.name)
             finally:
-                shutil.rmtree(written, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
 
     @contextmanager
     def local_files(self, names: Sequence[str]) -> Iterator[Path]:
-        """A folder on this machine that holds these files, for libraries that know local files only."""
+        """A local folder that holds these files, for libraries that know local files only."""
         if self.is_local:
             yield Path(self.path)
             return
@@ -264,7 +264,7 @@ class Folder:
 
     def download(self, names: Sequence[str], target: Path) -> None:
         """Copy files into a local folder."""
-        with explained(self.uri):
+        with user_errors_for(self.uri):
             for name in names:
                 with (
                     self.filesystem.open_input_stream(f"{self.path}/{name}") as stream,

@@ -173,12 +173,12 @@ def test_a_store_that_is_not_there_is_one_line(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     line = said(READING["output"], capsys)
-    assert "s3://bucket/x: the store does not answer. Look whether this machine and every node reach it" in line
+    assert "s3://bucket/x: the store does not answer. Check that this machine and every node reach it" in line
 
 
 def test_a_bucket_that_is_not_there_is_one_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*READING["output"][:-1], "output=s3://no-such-bucket/x"]
-    assert "there is no such bucket. Create it, or mend the name" in said(words, capsys)
+    assert "there is no such bucket. Create it, or correct the name" in said(words, capsys)
 
 
 def test_what_may_follow_a_uri_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
