@@ -1,4 +1,4 @@
-"""Where response tokens stand, and which positions predict them. Off by one, a model trains on noise."""
+"""Positions of response tokens, and the positions that predict them. Off by one, a model trains on noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

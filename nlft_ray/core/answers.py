@@ -1,4 +1,4 @@
-"""Is a response correct? Compares final answers: the number after GSM8K's `####`, or the last number."""
+"""Verdicts by comparing final answers: the number after GSM8K's `####`, or the last number."""
 
 import re
 from collections.abc import Callable

@@ -26,9 +26,9 @@ class TokenFacts:
     logp_base: FloatArray
     """(n,) natural log-probability of each token under the base context."""
     logp_judge: FloatArray | None
-    """(n,) the same under the judge context; None exactly where the response is correct."""
+    """(n,) natural log-probability under the judge context; None exactly where the response is correct."""
     logp_standard: FloatArray | None
-    """(n,) the same under the standard context; None where the row has no standard answer."""
+    """(n,) natural log-probability under the standard context; None where the row has no standard answer."""
     hidden_norm: FloatArray
     """(n,) Euclidean norm of the final hidden state h[t] that predicts token t in the base context."""
     hidden_cos: FloatArray
@@ -47,8 +47,8 @@ class TokenFacts:
             return
         dimensions = 2 if name == "hidden_cos" else 1
         if values.ndim != dimensions or len(values) != self.n:
-            wanted = "(n, K)" if name == "hidden_cos" else "(n,)"
-            raise ValueError(f"{name} must have shape {wanted} with n = {self.n}, not {values.shape}")
+            shape = "(n, K)" if name == "hidden_cos" else "(n,)"
+            raise ValueError(f"{name} must have shape {shape} with n = {self.n}, not {values.shape}")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} holds NaN or infinity")
 

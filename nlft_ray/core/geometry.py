@@ -1,4 +1,4 @@
-"""What growing needs to know of the hidden states: their norms, and the cosines between near neighbours."""
+"""Norms of the hidden states, and cosines between near neighbours: all that growing needs of them."""
 
 import torch
 from torch import Tensor

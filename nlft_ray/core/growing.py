@@ -20,7 +20,7 @@ _Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Grown:
-    """What growing reached."""
+    """Result of growing."""
 
     near: BoolArray
     """(n,) tokens that a walk took in and that are not saliency tokens themselves."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 2**24, "gpu": 2**28}
-"""Logits held at a time, in float32, by device: on a CPU they should fit its cache."""
+"""Bytes of logits in float32 at a time, by device: on a CPU they should fit its cache."""
 FEWEST_ROWS = 64
-"""Tokens whose logits are held at a time, at the least: with fewer, the product of matrices is slow."""
+"""Smallest number of tokens whose logits exist at a time: with fewer, the product of matrices is slow."""
 
 
 class _HeadLogOdds(torch.autograd.Function):
@@ -24,14 +24,14 @@ class _HeadLogOdds(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_bytes: int
     ) -> Tensor:
-        head_is_trained, hidden_is = any(ctx.needs_input_grad[1:3]), ctx.needs_input_grad[0]
+        head_needs_grad, hidden_needs_grad = any(ctx.needs_input_grad[1:3]), ctx.needs_input_grad[0]
         log_odds = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        derivative = torch.empty_like(hidden) if hidden_is and not head_is_trained else None
+        derivative = torch.empty_like(hidden) if hidden_needs_grad and not head_needs_grad else None
         for rows in _chunks(len(hidden), weight.shape[0], chunk_bytes):
             log_odds[rows], of_logits = _odds(_logits(hidden[rows], weight, bias), targets[rows])
             if derivative is not None:
                 torch.mm(of_logits.to(weight.dtype), weight, out=derivative[rows])
-        ctx.save_for_backward(*((hidden, weight, bias, targets) if head_is_trained else (derivative,)))
+        ctx.save_for_backward(*((hidden, weight, bias, targets) if head_needs_grad else (derivative,)))
         ctx.chunk_bytes = chunk_bytes
         return log_odds
 
@@ -82,7 +82,7 @@ def _chunks(rows: int, vocabulary: int, chunk_bytes: int) -> Iterator[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A copy in float32 (float64 for float64), to be worked on in place."""
+    """(m, V) logits in float32 (float64 for float64), a copy that may be overwritten."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

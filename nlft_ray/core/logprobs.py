@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_SIZE = 512
-"""Rows of logits held in float32 at a time: 256 MiB for a vocabulary of 128 Ki tokens."""
+"""Rows of logits in float32 at a time: 256 MiB for a vocabulary of 128 Ki tokens."""
 
 
 class _LogOdds(torch.autograd.Function):
-    """Chunked both ways: autograd's own logsumexp would keep a float32 copy of all logits for backward."""
+    """Log-odds, chunked both ways: autograd's own logsumexp would keep a float32 copy of all logits for backward."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, chunk_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss: what each token adds to it, and how tokens and examples are averaged."""
+"""The loss: the term of each token, and the averages over tokens and examples."""
 
 from typing import NamedTuple
 
@@ -28,10 +28,10 @@ def weighted_losses(log_odds: Tensor, likelihood: Tensor, unlikelihood: Tensor) 
         likelihood: (N,) weights >= 0 of -log p; constants for the gradient.
         unlikelihood: (N,) weights >= 0 of -log(1 - p); constants for the gradient.
     """
-    return TokenLosses(_weighted(likelihood, log_odds), _weighted(unlikelihood, -log_odds))
+    return TokenLosses(_loss(likelihood, log_odds), _loss(unlikelihood, -log_odds))
 
 
-def _weighted(weight: Tensor, log_odds: Tensor) -> Tensor:
+def _loss(weight: Tensor, log_odds: Tensor) -> Tensor:
     """-weight * log(sigmoid(log_odds)); 0 where the weight is, even if the logarithm is infinite there."""
     weight = weight.detach().to(log_odds.dtype)
     return -weight * logsigmoid(log_odds.where(weight > 0, 0.0))

@@ -1,9 +1,9 @@
-"""What prompts begin with in common: under causal attention its states are the same, whatever follows."""
+"""The beginning that prompts share: under causal attention its states are the same, whatever follows."""
 
 from collections.abc import Sequence
 
 _SHORTEST_WORTH_IT = 16
-"""Tokens; below this, attending to a part that stands apart costs as much as computing it again."""
+"""Fewest tokens worth sharing: below this, attending to them apart costs as much as computing them again."""
 
 
 def common_prefix_length(prompts: Sequence[list[int]]) -> int:

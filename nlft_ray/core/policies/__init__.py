@@ -9,13 +9,13 @@ __all__ = ["POLICIES", "Policy", "TokenWeights"]
 
 
 def _discover() -> dict[str, type[Policy]]:
-    found = {}
+    policies = {}
     for module_info in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
         module = importlib.import_module(module_info.name)
         for item in vars(module).values():
             if isinstance(item, type) and issubclass(item, Policy) and item.name:
-                found[item.name] = item
-    return dict(sorted(found.items()))
+                policies[item.name] = item
+    return dict(sorted(policies.items()))
 
 
 POLICIES: dict[str, type[Policy]] = _discover()

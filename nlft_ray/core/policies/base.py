@@ -1,4 +1,4 @@
-"""What a policy is, and what it gives: a weight and a sign for every token."""
+"""The base of policies, and what each returns: a weight and a sign for every token."""
 
 import dataclasses
 import math
@@ -13,19 +13,19 @@ from nlft_ray.core.facts import BoolArray, FloatArray, TokenFacts
 from nlft_ray.core.growing import Grown
 
 Role = Literal["losing", "scoring", "near", "silent", "plain"]
-"""What a reader is told about a token; see `TokenWeights.roles`."""
+"""Name under which terminal and page show a token; see `TokenWeights.roles`."""
 
 _BOUNDS = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
 
 
 @dataclass(frozen=True, eq=False)
 class TokenWeights:
-    """What the n trained tokens of one example add to the loss."""
+    """Weights and signs of the n trained tokens of one example."""
 
     weight: FloatArray
     """(n,) float64, >= 0."""
     sign: npt.NDArray[np.int8]
-    """(n,) +1 raises the token (term: -weight * log p), -1 lowers it (-weight * log(1 - p)), 0 leaves it."""
+    """(n,) +1 raises the token (term: -weight * log p), -1 lowers it (-weight * log(1 - p)), 0 neither."""
     anchor: FloatArray
     """(n,) float64 >= 0, weight of the plain likelihood term that is added, whatever the sign."""
     saliency: BoolArray
@@ -45,7 +45,7 @@ class TokenWeights:
         grown: Grown | None = None,
         anchor: float = 0.0,
     ) -> Self:
-        """Fill in what a rule leaves open: nothing is salient, lowered or near. Signs follow `lowered`."""
+        """Build from what a rule sets: by default no token is salient, lowered or near. Signs follow `lowered`."""
         nowhere = np.zeros(len(weight), dtype=bool)
         direction = np.where(nowhere if lowered is None else lowered, -1, 1)
         return cls(

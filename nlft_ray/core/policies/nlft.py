@@ -8,6 +8,6 @@ from nlft_ray.core.policies.rules import SaliencyRule
 
 @dataclass(frozen=True)
 class Nlft(SaliencyRule):
-    """The released rules with growing mended: over similar neighbours, both ways from the saliency token."""
+    """The released rules with growing corrected: over similar neighbours, both ways from the saliency token."""
 
     name: Literal["nlft"] = "nlft"

@@ -1,4 +1,4 @@
-"""Lower only the token where the mistake began."""
+"""A policy that lowers only the token where the mistake began."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -38,8 +38,8 @@ class Origin(CorrectRule):
         assert logp_judge is not None  # TokenFacts sees to it
         candidates = ratio_exceeds(logp_judge, facts.logp_standard, self.judge_standard_ratio)
         candidates &= np.exp(logp_judge) > self.min_p_judge
-        seen = np.cumsum(candidates)  # candidates up to and including each token
-        origin = candidates & (seen == 1)
+        count = np.cumsum(candidates)  # candidates up to and including each token
+        origin = candidates & (count == 1)
         before = power(facts.logp_standard, self.incorrect_exponent, n=facts.n)
-        weight = np.where(origin, self.origin_weight, np.where(seen == 0, before, 0.0))
+        weight = np.where(origin, self.origin_weight, np.where(count == 0, before, 0.0))
         return TokenWeights.build(weight, saliency=origin, lowered=origin)

@@ -17,7 +17,7 @@ from nlft_ray.core.saliency import power, ratio_exceeds, sigmoid_of_ratio
 
 @dataclass(frozen=True)
 class CorrectRule(Policy):
-    """How a correct response is weighted: most where the standard context is sure of the token."""
+    """The rule for a correct response: tokens that the standard context is sure of weigh most."""
 
     theta: float = option(
         0.95, "Tokens of a correct response are scoring tokens where p_standard > theta (θ).", gt=0, lt=1
@@ -77,7 +77,7 @@ class CorrectRule(Policy):
 
 @dataclass(frozen=True)
 class SaliencyRule(CorrectRule):
-    """Adds how an incorrect response is weighted: the tokens that the judgment made likelier are lowered.
+    """The rule for an incorrect response too: tokens that the judgment makes likelier are lowered.
 
     The released code also adds a likelihood term to an incorrect response, but pairs the judge prompt's
     probabilities with the base prompt's labels, so that positions do not match. That is not copied: the
@@ -107,7 +107,7 @@ class SaliencyRule(CorrectRule):
         return self.weigh_correct(facts) if facts.correct else self.weigh_incorrect(facts)
 
     def weigh_incorrect(self, facts: TokenFacts) -> TokenWeights:
-        """Weights of an incorrect response: losing tokens are lowered, those near left, others raised."""
+        """Weights of an incorrect response: losing tokens are lowered, near ones left alone, others raised."""
         logp_judge = facts.logp_judge
         assert logp_judge is not None  # TokenFacts sees to it
         losing = (

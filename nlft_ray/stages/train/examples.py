@@ -56,7 +56,7 @@ class Example:
 def write_examples(examples: Iterable[Example], folder: Folder, name: str) -> str:
     """Write a table of examples as a file that can be mapped, whole or not at all; the SHA-256 of its bytes."""
     examples = iter(examples)
-    with folder.written_locally(name) as path:
+    with folder.atomic_file(name) as path:
         with pa.ipc.new_file(str(path), WEIGHED) as writer:
             while rows := list(islice(examples, _ROWS_PER_BATCH)):
                 writer.write_batch(_record_batch(rows))
@@ -81,7 +81,7 @@ class ExampleTable(Sequence[Example]):
                 f"output: {folder} has no {name} on this machine, which the start of the training has written there. "
                 "Workers and the process that starts them must see the same folder: give one that all nodes share."
             )
-        with folder.read_locally([name]) as local:
+        with folder.local_files([name]) as local:
             # The mapping holds the file: a copy may lose its name here.
             table = pa.ipc.open_file(pa.memory_map(str(local / name))).read_all()
         self._batches = table.to_batches()

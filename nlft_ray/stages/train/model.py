@@ -197,7 +197,7 @@ def write_weights(model: Any, parameters: dict[str, Tensor], output: Folder) -> 
     Args:
         parameters: By name, on the CPU; of a model with adapters, only what was trained.
     """
-    with (output / WEIGHTS).filled_locally() as folder:
+    with (output / WEIGHTS).atomic_files() as folder:
         if hasattr(model, "peft_config"):
             _write_adapters(model, parameters, folder)
         else:
