@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: Folder) -> 
 
     with pytest.raises(RuntimeError):
         write_half()
-    assert [info.base_name for info in folder._listed()] == ["a.txt"]
+    assert [info.base_name for info in folder._infos()] == ["a.txt"]
     assert folder.read_text("a.txt") == "old"
 
 
@@ -66,7 +66,7 @@ def test_files_written_side_by_side_stand_in_the_folder_at_the_end(folder: Folde
 
     with pytest.raises(RuntimeError):
         fill(killed=True)
-    assert [info.base_name for info in folder._listed()] == ["plan.json"]
+    assert [info.base_name for info in folder._infos()] == ["plan.json"]
     fill(killed=False)
     assert folder.files("") == ["a", "b", "plan.json"]
     with folder.local_files(["a", "b"]) as local:
