@@ -8,7 +8,7 @@ from nlft_ray.analysis.run import StageRecord
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What one evaluation found: accuracy with its 95 % interval, in percent."""
+    """Accuracy of one evaluation with its 95 % interval, in percent."""
 
     name: str
     value: float
@@ -22,12 +22,12 @@ class Accuracy:
 
 
 def accuracies(evaluations: Sequence[StageRecord]) -> list[Accuracy]:
-    """Of all evaluations that are complete, in their order."""
+    """Accuracy of each complete evaluation, in order."""
     return [accuracy(record) for record in evaluations if "accuracy" in record.manifest.counts]
 
 
 def accuracy(evaluation: StageRecord) -> Accuracy:
-    """Of an evaluation that is complete."""
+    """Accuracy of a complete evaluation."""
     counts = evaluation.manifest.counts
     return Accuracy(
         name=evaluation.leaf,

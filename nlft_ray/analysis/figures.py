@@ -1,4 +1,4 @@
-"""Figures of a scored table: verdicts, tokens, and what each policy makes of them. Rows are read a few at a time."""
+"""Figures of a scored table: verdicts, tokens, and weights under each policy. Rows are read a few at a time."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ BINS = ("lowered", "0", "to 0.25", "to 0.5", "to 0.75", "to 1", "to 1.5", "to 2"
 
 @dataclass
 class PolicyFigures:
-    """Response tokens of a whole table, counted by what a policy makes of them."""
+    """Response tokens of a whole table, counted by their role and weight under a policy."""
 
     scoring: int = 0
     """Tokens with the role scoring."""
@@ -48,7 +48,7 @@ class TableFigures:
     """Rows of each verdict."""
     response_tokens: int = 0
     without_standard_answer: int = 0
-    """Rows."""
+    """Rows whose question has no standard answer."""
 
     @property
     def rows(self) -> int:
@@ -60,7 +60,7 @@ def figures_of(folder: Folder, policies: Sequence[Policy]) -> TableFigures:
 
     Args:
         folder: the scored folder.
-        policies: of the target `response`.
+        policies: the policies to weigh with, all of the target `response`.
     """
     figures = TableFigures({policy.name: PolicyFigures() for policy in policies})
     for row in read_facts(folder):

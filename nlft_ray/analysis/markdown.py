@@ -47,7 +47,7 @@ def _training(run: Run) -> Iterable[str]:
 
 def _changes(run: Run) -> Iterable[str]:
     rows = [
-        (change.policy, *(str(len(found)) for found in change.kinds.values()), str(change.unchanged))
+        (change.policy, *(str(len(changes)) for changes in change.kinds.values()), str(change.unchanged))
         for change in run.changes
     ]
     if rows:

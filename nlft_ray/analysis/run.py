@@ -1,4 +1,4 @@
-"""What lies in a run folder: stages, trainings, evaluations. A scored folder alone is a run of one stage."""
+"""A run folder, read: stages, trainings, evaluations. A scored folder alone is a run of one stage."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,18 +39,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What training under one policy did to the test questions."""
+    """Test questions before and after training under one policy."""
 
     policy: str
     kinds: dict[str, list[Change]]
     """`fixed`, `broken` and `still wrong`, in the order of the table."""
     unchanged: int
-    """Right before and after."""
+    """Questions answered right before and after."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is told about a run, beside its tokens."""
+    """Stages, metrics and changed answers of a run: all that is shown of it beside its tokens."""
 
     name: str
     stages: list[StageRecord]
@@ -63,21 +63,21 @@ class Run:
 
     def origin(self, record: StageRecord) -> StageRecord | None:
         """The stage whose table this one read; None where it is not in the run."""
-        wanted = record.manifest.identity.input
-        return next((stage for stage in self.stages if input_fingerprint(stage.manifest) == wanted), None)
+        source = record.manifest.identity.input
+        return next((stage for stage in self.stages if input_fingerprint(stage.manifest) == source), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun(Run):
-    """A run that has got as far as a scored table."""
+    """A run with a scored table."""
 
     scored: StageRecord
 
     def examples(self) -> Folder | None:
         """The table that was scored: the folder whose fingerprint the scored one names."""
-        wanted = self.scored.manifest.identity.input
+        source = self.scored.manifest.identity.input
         for record in [*self.stages, *_records(self.scored.folder.parent)]:
-            if record.manifest.identity.table == "examples" and input_fingerprint(record.manifest) == wanted:
+            if record.manifest.identity.table == "examples" and input_fingerprint(record.manifest) == source:
                 return record.folder
         return None
 
@@ -145,12 +145,12 @@ def read_training(folder: Folder) -> Run:
 
 
 def _changes(records: list[StageRecord]) -> Iterator[Changes]:
-    evaluated = {record.leaf: record for record in records if record.manifest.identity.stage == "evaluate"}
-    before = evaluated.pop(_BEFORE, None)
+    evaluations = {record.leaf: record for record in records if record.manifest.identity.stage == "evaluate"}
+    before = evaluations.pop(_BEFORE, None)
     if before is None:
         return
     earlier = {row["id"]: row for row in read_rows(before.folder)}
-    for policy, record in evaluated.items():
+    for policy, record in evaluations.items():
         kinds: dict[str, list[Change]] = {"fixed": [], "broken": [], "still wrong": []}
         unchanged = 0
         for row in read_rows(record.folder):

@@ -18,7 +18,7 @@ from nlft_ray.tables.shards import DATA
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token: its characters, its facts, and what the policy makes of it."""
+    """One token: its characters, its facts, and its weight and role under the policy."""
 
     text: str
     p_base: float
@@ -34,7 +34,7 @@ class TokenView:
 
 @dataclass(frozen=True)
 class SaliencyView:
-    """One response, with what a reader needs beside it."""
+    """The tokens of one response, with its row and the policy's name."""
 
     example: Mapping[str, Any]  # row of the examples table
     policy: str
@@ -92,14 +92,14 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
     A character spread over several tokens belongs to the last of them.
     """
-    texts, shown = [], ""
+    texts, before = [], ""
     for end in range(1, len(ids) + 1):
         decoded = tokenizer.decode(ids[:end])
         if decoded.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
             texts.append("")  # the character is not complete yet
             continue
-        texts.append(decoded[len(shown) :])
-        shown = decoded
+        texts.append(decoded[len(before) :])
+        before = decoded
     return texts
 
 

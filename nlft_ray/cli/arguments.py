@@ -1,4 +1,4 @@
-"""From a file and `key=value` words to a validated configuration, with every mistake reported at once."""
+"""Configurations from a file and `key=value` words, validated, with every mistake reported at once."""
 
 import copy
 import difflib
@@ -26,8 +26,8 @@ def load_config(kind: type[Config], file: str | None, words: Sequence[str]) -> C
         UserError: lists every unknown key, wrong type and impossible combination.
     """
     try:
-        merged = OmegaConf.merge(_read_file(file), *(_read_word(word) for word in _as_dotlist(words)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        settings = OmegaConf.merge(_read_file(file), *(_read_word(word) for word in _as_dotlist(words)))
+        values = OmegaConf.to_container(settings, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"configuration: {error}") from error
     return validate(kind, values)
@@ -37,7 +37,7 @@ def validate(kind: type[Config], values: Any) -> Config:
     """Validate plain values.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: as in `load_config`.
     """
     mistakes: dict[str, str] = {}
     remaining = copy.deepcopy(values)
@@ -46,7 +46,7 @@ def validate(kind: type[Config], values: Any) -> Config:
             valid = kind.model_validate(remaining)
         except ValidationError as error:
             new = {_where(detail): _describe(kind, detail) for detail in error.errors()}
-            # Some checks run only when nothing else is wrong, so look again without what is known to be wrong.
+            # Some checks run only when nothing else is wrong: look again without the values that are.
             pruned = [_prune(remaining, detail["loc"]) for detail in error.errors()]
             mistakes = new | mistakes
             if any(pruned):
@@ -63,8 +63,8 @@ def _where(detail: ErrorDetails) -> str:
 def _prune(values: Any, loc: Sequence[str | int]) -> bool:
     """Delete what an error points at; False where there is nothing to delete (a missing key, a whole model)."""
     for part in loc[:-1]:
-        stands_there = part in values if isinstance(values, dict) else isinstance(values, list)
-        if stands_there:
+        is_there = part in values if isinstance(values, dict) else isinstance(values, list)
+        if is_there:
             values = values[part]
         # else: the tag of a union's member, which stands in the path but not in the values
     if isinstance(values, dict) and loc and loc[-1] in values:
@@ -79,7 +79,7 @@ def to_yaml(config: BaseModel) -> str:
 
 
 def write_help(kind: type[BaseModel], formatter: click.HelpFormatter) -> None:
-    """Every setting with its default and meaning, as the fields' docstrings tell it."""
+    """Write every setting with its default and its meaning, which is its field's docstring."""
     for title, rows in _help_sections(kind, ""):
         with formatter.section(title):
             formatter.write_dl(rows, col_max=40)
@@ -127,15 +127,15 @@ def _read_file(file: str | None) -> Any:
         at = Folder(file)
         if not at.is_file():
             raise UserError(f"--config: no file {file}")
-        loaded = OmegaConf.create(at.parent.read_text(at.name))
+        settings = OmegaConf.create(at.parent.read_text(at.name))
     else:
         path = Path(file).expanduser()
         if not path.is_file():
             raise UserError(f"--config: no file {file}")
-        loaded = OmegaConf.load(path)
-    if not OmegaConf.is_dict(loaded):
+        settings = OmegaConf.load(path)
+    if not OmegaConf.is_dict(settings):
         raise UserError(f"--config: {file} must hold keys and values")
-    return loaded
+    return settings
 
 
 def _read_word(word: str) -> Any:
@@ -174,26 +174,26 @@ def _describe(kind: type[BaseModel], detail: ErrorDetails) -> str:
     """One mistake: where, what, and the nearest valid name."""
     where = _where(detail)
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_keys(kind, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        keys = _keys_at(kind, detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), keys, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"{where}: unknown key.{hint} Known here: {', '.join(sorted(known))}."
+        return f"{where}: unknown key.{hint} Known here: {', '.join(sorted(keys))}."
     if detail["type"] == "missing":
         return f"{where}: required."
     message = detail["msg"].removeprefix("Value error, ")
-    given = detail["input"]
-    plain = isinstance(given, str | int | float | bool) or given is None
-    shown = f" (got {given!r})" if plain and detail["type"] != "secret" else ""
-    return f"{where}: {message}{shown}." if where else f"{message}."
+    value = detail["input"]
+    is_plain = isinstance(value, str | int | float | bool) or value is None
+    got = f" (got {value!r})" if is_plain and detail["type"] != "secret" else ""
+    return f"{where}: {message}{got}." if where else f"{message}."
 
 
-def _known_keys(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+def _keys_at(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """Keys allowed at a path, read from the JSON schema, which sees through unions and dataclasses."""
     schema = TypeAdapter(kind).json_schema()
     definitions = schema.get("$defs", {})
     nodes = [schema]
     for part in path:
-        nodes = [found for node in nodes for found in _step(node, part, definitions)]
+        nodes = [inner for node in nodes for inner in _step(node, part, definitions)]
     return sorted({key for node in nodes for key in _resolve_one(node, definitions).get("properties", {})})
 
 
@@ -206,11 +206,11 @@ def _resolve_one(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
 def _alternatives(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
     node = _resolve_one(node, definitions)
     branches = [*node.get("anyOf", []), *node.get("oneOf", []), *node.get("allOf", [])]
-    return [found for branch in branches for found in _alternatives(branch, definitions)] or [node]
+    return [one for branch in branches for one in _alternatives(branch, definitions)] or [node]
 
 
 def _step(node: dict[str, Any], part: str | int, definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    inner: list[dict[str, Any]] = []
     for branch in _alternatives(node, definitions):
         if isinstance(part, int):
             target = branch.get("items")
@@ -219,8 +219,8 @@ def _step(node: dict[str, Any], part: str | int, definitions: dict[str, Any]) ->
             if target is None and part in _tags(branch):
                 target = branch  # a tagged union names its member in the path of the error
         if target is not None:
-            found += _alternatives(target, definitions)
-    return found
+            inner += _alternatives(target, definitions)
+    return inner
 
 
 def _tags(branch: dict[str, Any]) -> list[str]:

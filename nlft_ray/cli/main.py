@@ -43,7 +43,7 @@ Settings come from --config FILE (YAML), then from words: key=value, a.b=value o
 
 
 class _StageCommand(click.Command):
-    """Shows the settings of its stage below click's own help."""
+    """A command whose help ends with the settings of its stage."""
 
     stage: Stage
 
@@ -96,14 +96,14 @@ def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, 
 
 
 def _quiet() -> None:
-    """Keep out of the terminal what other libraries say there without need. What the user's environment sets wins."""
+    """Silence bars and warnings of other libraries. Settings of the user's environment win."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers and the hub, which fill log files
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 class _InOrder(click.Group):
-    """Lists the commands in the order of the chain."""
+    """A group that lists the commands in the order of the chain."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -146,13 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        _stopped(signal.SIGINT)
+        _leave(signal.SIGINT)
     except SystemExit as stop:
         if stop.code != signal.SIGTERM:
             raise
-        _stopped(signal.SIGTERM)  # what Ray makes of the signal, which `ray job stop` sends
+        _leave(signal.SIGTERM)  # what Ray makes of the signal, which `ray job stop` sends
 
 
-def _stopped(by: signal.Signals) -> None:
+def _leave(by: signal.Signals) -> None:
     click.echo("nlft-ray: stopped. The same command continues where this left off.", err=True)
     sys.exit(128 + by)

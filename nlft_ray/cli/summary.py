@@ -31,13 +31,13 @@ def _show_stage(result: StageResult, console: Console) -> None:
     manifest = result.manifest
     title = manifest.identity.stage + " (already complete)" * result.reused
     table = result_table(title, ("", ""), show_header=False)
-    for name, value in _facts(manifest):
+    for name, value in _rows(manifest):
         table.add_row(name, value)
     console.print(table)
     console.print(f"written to {result.output}")
 
 
-def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "rows in", f"{manifest.rows_in:,}"
     yield "rows out", f"{manifest.rows_out:,}"
     yield "rows rejected", f"{manifest.rows_rejected:,}"
@@ -79,12 +79,12 @@ def _show_losing_example(result: RunResult, console: Console) -> None:
 
 
 def _outcome_row(result: RunResult, outcome: PolicyOutcome) -> tuple[str, ...]:
-    trained = outcome.train.manifest
-    counts = trained.counts
+    training = outcome.train.manifest
+    counts = training.counts
     return (
         outcome.policy,
         *([str(outcome.round)] if result.config.rounds > 1 else []),
-        f"{counts['examples']:.0f} of {trained.rows_in}",
+        f"{counts['examples']:.0f} of {training.rows_in}",
         f"{counts['correct']:.0f} + {counts['incorrect']:.0f}",
         _accuracy(outcome.before),
         _accuracy(outcome.evaluate),

@@ -16,7 +16,7 @@ def result_console() -> Console:
 
 
 def result_table(title: str, headings: Sequence[str], *, left: Collection[str] = (), show_header: bool = True) -> Table:
-    """A table without rows yet. The first column holds names, the others figures; those in `left` hold words."""
+    """A table without rows yet. The first column holds names, the others figures; the columns in `left` hold words."""
     table = Table(
         title=title,
         title_justify="left",
@@ -31,5 +31,5 @@ def result_table(title: str, headings: Sequence[str], *, left: Collection[str] =
 
 
 def percent(part: int, whole: int) -> str:
-    """A share with one decimal; of nothing, 0 %."""
+    """A share with one decimal; 0 % where the whole is 0."""
     return f"{100 * part / max(whole, 1):.1f} %"

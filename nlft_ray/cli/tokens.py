@@ -44,7 +44,7 @@ _NEIGHBOURS: dict[str, Callable[[TokenView], str]] = {
 
 
 def show_response(view: SaliencyView, console: Console, *, every_token: bool = False) -> None:
-    """Print one response: its saliency tokens in figures, or every token with all that is known of it."""
+    """Print one response: its saliency tokens in figures, or every token with all its facts."""
     correct = view.example["verdict"] == CORRECT
     response = Text()
     for token in view.tokens:
