@@ -89,7 +89,7 @@ class JudgeServer(Strict):
     """An OpenAI-compatible chat server."""
 
     base_url: Address
-    """Such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
+    """Address of the server, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
     model: str
     """Model name that the server knows."""
     api_key_variable: Annotated[str, NotIdentity()] = "OPENAI_API_KEY"
@@ -117,7 +117,7 @@ class JudgeOptions(Strict):
     batch_size: PositiveInt = 32
     """Prompts generated at once by one actor (self-judging)."""
     disputed_pattern: str = r"(?i)^\W*correct\b"
-    """Regular expression: a judgment in which it is found says that the response is right; the row is left out."""
+    """Regular expression: a judgment that it matches says that the response is right; the row is left out."""
     seed: NonNegativeInt = 0
     """Seed of the draws where temperature is above 0."""
 
@@ -134,7 +134,7 @@ class JudgeOptions(Strict):
 
 
 USUAL_MAX_TOKENS_PER_BATCH = {"gpu": 8192, "cpu": 2048}
-"""Of scoring. A CPU is as fast with a few rows at a time, and needs less memory."""
+"""Tokens of a forward pass of scoring, by device: a CPU is as fast with a few rows, and needs less memory."""
 
 
 class ScoreOptions(Strict):

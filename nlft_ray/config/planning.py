@@ -1,4 +1,4 @@
-"""What `nlft-ray plan` takes: a model, how long texts are, and what there is to run on."""
+"""Settings of `nlft-ray plan`: a model, the lengths of texts, and the machines."""
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -7,8 +7,8 @@ from nlft_ray.config.shared import FolderPath, Fraction, ModelConfig, Strict
 
 
 class LengthsConfig(Strict):
-    """The longest texts, in tokens: they decide how much memory is needed at most. Where none is given, they shrink
-    to what the model takes."""
+    """The longest texts, in tokens: they decide how much memory is needed at most. Where none is set, they shrink to
+    what the model takes."""
 
     prompt_tokens: PositiveInt = 512
     """Instruction and question."""
@@ -21,7 +21,7 @@ class LengthsConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """What there is to run on. What is left unset is taken from this machine."""
+    """The machines. What is left unset is taken from this machine."""
 
     nodes: PositiveInt = 1
     """Machines, all alike."""
@@ -50,7 +50,7 @@ class PlanConfig(Strict):
     """The target model. Its configuration is read, never its weights: a folder with a config.json will do."""
     lengths: LengthsConfig = LengthsConfig()
     cluster: ClusterConfig = ClusterConfig()
-    """What there is to run on."""
+    """The machines."""
     score: ScoreOptions = ScoreOptions()
     """How responses are scored; what is set here is kept."""
     train: TrainOptions = TrainOptions()

@@ -1,4 +1,4 @@
-"""What several stages share: the model, the prompts, the pool of actors."""
+"""Settings that several stages share: the model, the prompts, the pool of actors."""
 
 import os
 import re
@@ -23,10 +23,11 @@ _SECRET_OPTION = re.compile(r"(?i)(^|&)[^=&]*(secret|password|token|key|signatur
 
 
 def without_credentials(address: str) -> str:
-    """Refuses `scheme://user:password@host` and `?client_secret=…`: addresses are written into manifests and logs.
+    """The address itself, unless it holds a password or a key: addresses are written into manifests and logs.
 
     Raises:
-        PydanticCustomError: of the type "secret", whose value must not be repeated.
+        PydanticCustomError: it holds one, as in `scheme://user:password@host` or `?client_secret=…`; of the type
+            "secret", since messages must not repeat the value.
     """
     user, at, _ = address.partition("://")[2].partition("/")[0].rpartition("@")
     if at and ":" in user:
@@ -43,33 +44,33 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def _absolute_if_there(name: str) -> str:
+def _absolute_if_exists(name: str) -> str:
     name = without_credentials(name)
     return _absolute(name) if os.path.exists(os.path.expanduser(name)) else name
 
 
 # Made absolute at once: workers on Ray may run in another directory.
 FolderPath = Annotated[str, AfterValidator(_absolute)]
-PathOrName = Annotated[str, AfterValidator(_absolute_if_there)]
+PathOrName = Annotated[str, AfterValidator(_absolute_if_exists)]
 Address = Annotated[str, AfterValidator(without_credentials)]
 
 
 class NotIdentity:
-    """Marks a field that says where or how fast, never what comes out: `Annotated[int, NotIdentity()]`.
+    """Mark of a field that says where or how fast, never what comes out: `Annotated[int, NotIdentity()]`.
 
     A stage may go on, or be complete, under another value of it.
     """
 
 
 class Strict(BaseModel):
-    """Unknown keys and wrong types are errors; values never change after validation."""
+    """A configuration: unknown keys and wrong types are errors, and values never change after validation."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), populate_by_name=True
     )
 
     def identity(self) -> dict[str, Any]:
-        """The settings, as JSON, that what comes out follows from: all fields but those marked `NotIdentity`."""
+        """Settings that determine the output, as JSON: all fields but those marked `NotIdentity`."""
         return self.model_dump(mode="json", by_alias=True, exclude=self._not_identity())
 
     def _not_identity(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ DType = Literal["float32", "bfloat16"]
 
 
 def automatic_dtype(*, on_gpu: bool) -> DType:
-    """What `model.dtype: auto` becomes."""
+    """The type that `model.dtype: auto` stands for."""
     return "bfloat16" if on_gpu else "float32"
 
 
@@ -116,7 +117,7 @@ class ModelConfig(Strict):
 
 
 def _was(name: str) -> Any:
-    """Marks a field that had another name: that is taken too, and goes on standing in identities and fingerprints."""
+    """A field that had another name, which is accepted too, and still stands in identities and fingerprints."""
     return Field(validation_alias=name, serialization_alias=name)
 
 
@@ -165,7 +166,7 @@ class PromptConfig(Strict):
         problems = []
         for name in (*_MUST_NAME, "plain"):
             allowed = {"instruction", "message"} if name == "plain" else _TEMPLATE_FIELDS
-            needed = {"message"} if name == "plain" else _MUST_NAME[name]
+            required = {"message"} if name == "plain" else _MUST_NAME[name]
             try:
                 used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(getattr(self, name)))
             except jinja2.TemplateSyntaxError as error:
@@ -173,8 +174,8 @@ class PromptConfig(Strict):
                 continue
             if used - allowed:
                 problems.append(f"template '{name}' names {sorted(used - allowed)}; it may name {sorted(allowed)}")
-            if needed - used:
-                problems.append(f"template '{name}' must name {sorted(needed - used)}")
+            if required - used:
+                problems.append(f"template '{name}' must name {sorted(required - used)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,4 +1,4 @@
-"""What each command takes: a stage's own settings, where it reads and writes, and the model."""
+"""Settings of each command: a stage's own, where it reads and writes, and the model."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ from nlft_ray.core.policies import POLICIES
 
 
 class StageConfig(Strict):
-    """What every stage has."""
+    """Settings that every stage has."""
 
     input: Annotated[FolderPath, NotIdentity()]
     """Folder of the table to read (local path, or a URI such as s3://bucket/folder)."""

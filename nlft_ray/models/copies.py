@@ -16,11 +16,11 @@ from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 
 COPIES = Path(HF_HOME) / "nlft-ray"
-"""Beside the hub's own cache, where room for models is. Nothing but a cache: it may be deleted when nobody trains."""
+"""Folder of the copies, beside the hub's own cache. It is a cache too: delete it when no stage runs."""
 
 
 def local_copy(folder: Folder, patterns: Sequence[str]) -> Path:
-    """A local folder with the files of a store's folder that match. It is copied once, for all processes here.
+    """A local copy of a store's folder, of the files that match. It is copied once, for all processes here.
 
     A folder that was changed in the store is copied anew; sizes and times tell.
 
@@ -34,16 +34,16 @@ def local_copy(folder: Folder, patterns: Sequence[str]) -> Path:
     copy = COPIES / f"{folder.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     if copy.is_dir():
         return copy
-    with _locked(copy.with_name(f"{copy.name}.lock")):
+    with _lock(copy.with_name(f"{copy.name}.lock")):
         if not copy.is_dir():  # nobody else was quicker
             _fill(copy, folder, [info.base_name for info in files])
     return copy
 
 
 def _fill(copy: Path, folder: Folder, names: Sequence[str]) -> None:
-    """Copy files into a folder that gets its name when it is whole; what a killed process left of it goes first."""
-    for left in copy.parent.glob(f".{copy.name}.*"):
-        shutil.rmtree(left)
+    """Copy files into a folder that gets its name when it is whole; leftovers of a killed process go first."""
+    for leftover in copy.parent.glob(f".{copy.name}.*"):
+        shutil.rmtree(leftover)
     partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
     partial.mkdir()
     folder.download(names, partial)
@@ -51,7 +51,7 @@ def _fill(copy: Path, folder: Folder, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _locked(lock: Path) -> Iterator[None]:
+def _lock(lock: Path) -> Iterator[None]:
     """A block that one process of this machine runs at a time."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:

@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer, any architecture that transformers knows, and fingerprint them."""
+"""Causal language models and their tokenizers, of any architecture that transformers knows: loaded, fingerprinted."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _WEIGHTS = "*.safetensors"
-_WANTED_FILES = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
+_FILE_PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 65_536
 
 
@@ -47,7 +47,7 @@ def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
     if config.path == "sandbox":
         return sandbox.MODEL_FOLDER
     if "://" in config.path:
-        folder = local_copy(Folder(config.path), [name for name in _WANTED_FILES if weights or name != _WEIGHTS])
+        folder = local_copy(Folder(config.path), [name for name in _FILE_PATTERNS if weights or name != _WEIGHTS])
     else:
         folder = Path(config.path).expanduser()
         if not folder.is_dir():
@@ -68,7 +68,7 @@ def _download(config: ModelConfig) -> Path:
     if looks_local:
         raise UserError(f"model.path: no folder {config.path}.")
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=_WANTED_FILES))
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=_FILE_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.path: {config.path} is neither a folder nor a model on the hub: {reason}") from error
@@ -146,10 +146,10 @@ def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
 
 
 def max_length(config: ModelConfig) -> int:
-    """Most tokens of prompt and response together: the setting, else the model's own limit."""
+    """Largest number of tokens of prompt and response together: the setting, else the model's own limit."""
     folder = model_folder(config, weights=False)
-    loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    own = getattr(loaded.get_text_config(), "max_position_embeddings", None)
+    settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    own = getattr(settings.get_text_config(), "max_position_embeddings", None)
     if config.max_length and own and config.max_length > own:
         raise UserError(f"model.max_length: {config.max_length} is above the {own} positions that {config.path} has.")
     return config.max_length or own or 1_000_000
@@ -162,21 +162,21 @@ def model_fingerprint(config: ModelConfig) -> str:
         raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
     names = ["config.json", *folder.files(_WEIGHTS.removeprefix("*"))]
     digest = hashlib.sha256()
-    for blocks in map_concurrently(lambda name: list(_looked_at(folder, name)), names):
+    for blocks in map_concurrently(lambda name: list(_sampled_blocks(folder, name)), names):
         for block in blocks:
             digest.update(block)
     return digest.hexdigest()[:16]
 
 
-def _looked_at(folder: Folder, name: str) -> Iterator[bytes]:
-    """What tells a file from others: of a large one in a store, only these blocks are fetched."""
+def _sampled_blocks(folder: Folder, name: str) -> Iterator[bytes]:
+    """A file's name and size, and blocks spread evenly over it: all that is fetched of a large file in a store."""
     size = folder.size(name)
     yield f"{name}:{size}".encode()
     yield from folder.read_blocks(name, range(0, size, max(size // _SAMPLED_BLOCKS, _BLOCK_BYTES)), _BLOCK_BYTES)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Short hash of what turns text into ids: the vocabulary, and how text is split."""
+    """Short hash of what determines ids: the vocabulary, and how text is split."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     shape = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(shape.encode()).hexdigest()[:16]

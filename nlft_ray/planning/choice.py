@@ -63,8 +63,8 @@ def scoring_pass(lengths: LengthsConfig, max_tokens: int, number_bytes: int) -> 
 
 def training_pass(lengths: LengthsConfig, policy: Policy, micro_batch_size: int, number_bytes: int) -> Pass:
     """The largest micro-batch: the longest prompts with what the policy trains, all of it weighted."""
-    trained = lengths.standard_answer_tokens if policy.target == "standard_answer" else lengths.response_tokens
-    return Pass(micro_batch_size * (lengths.prompt_tokens + trained), micro_batch_size * trained, number_bytes)
+    targets = lengths.standard_answer_tokens if policy.target == "standard_answer" else lengths.response_tokens
+    return Pass(micro_batch_size * (lengths.prompt_tokens + targets), micro_batch_size * targets, number_bytes)
 
 
 def choose_scoring(config: PlanConfig, shape: Shape, devices: Devices, number_bytes: int) -> ScoringChoice:
@@ -94,9 +94,9 @@ def _token_budgets(score: ScoreOptions, devices: Devices) -> Iterator[int]:
         tokens //= 2
 
 
-def _workers_in(devices: Devices, needed: int) -> int:
+def _workers_in(devices: Devices, worker_bytes: int) -> int:
     """Number of actors, of one core each, that a machine holds; at least one."""
-    return max((n for n in range(1, devices.cpus_per_node + 1) if needed <= devices.usable(n)), default=1)
+    return max((n for n in range(1, devices.cpus_per_node + 1) if worker_bytes <= devices.usable(n)), default=1)
 
 
 class TrainingSearch:
@@ -152,11 +152,11 @@ class TrainingSearch:
         return sorted({min(every, self._options.batch_size), every})
 
     def _ways(self, workers: int) -> Iterator[tuple[int, bool]]:
-        fixed = self._options.model_fields_set
-        for stage, checkpointing in _BY_COST if "zero_stage" not in fixed else _with_stage(self._options.zero_stage):
-            if workers == 1 and stage > 0 and "zero_stage" not in fixed:
+        settings = self._options.model_fields_set
+        for stage, checkpointing in _BY_COST if "zero_stage" not in settings else _with_stage(self._options.zero_stage):
+            if workers == 1 and stage > 0 and "zero_stage" not in settings:
                 continue  # nothing to share the states with
-            if "gradient_checkpointing" in fixed and checkpointing != self._options.gradient_checkpointing:
+            if "gradient_checkpointing" in settings and checkpointing != self._options.gradient_checkpointing:
                 continue
             yield stage, checkpointing
 

@@ -40,10 +40,10 @@ class Devices:
 
 
 def devices_of(cluster: ClusterConfig) -> Devices:
-    """The devices that are described; this machine fills in what the description leaves open.
+    """Devices of a cluster as it is described; this machine fills in what the description leaves open.
 
     Raises:
-        UserError: neither the description nor this machine says it.
+        UserError: neither the description nor this machine says how much memory a node has.
     """
     gpus, gpu_memory = cluster.gpus_per_node, int((cluster.gpu_memory_gib or 0) * GIB)
     if gpus is None and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""How much memory scoring and training take: arithmetic on a model's shape. Everything is in bytes, for one device.
+"""Memory of scoring and training, by arithmetic on a model's shape. Everything is in bytes, for one device.
 
 Sources
     states        Rajbhandari et al., ZeRO (arXiv 1910.02054), section 3 and figure 1: parameters, gradients and Adam's
@@ -39,7 +39,7 @@ class Memory:
     buffers: int = 0
     """Copies for communication and for the update."""
     fragments: int = 0
-    """What the allocator holds without need."""
+    """Freed blocks that the allocator holds."""
 
     @property
     def total(self) -> int:
@@ -75,7 +75,7 @@ def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_t
     """Memory of scoring: nothing is kept from layer to layer.
 
     Args:
-        shape: the model's.
+        shape: the shape of the model.
         batch: the largest pass.
         longest_response: tokens of the longest response; the LM head takes one response after another.
         stored_tokens: tokens of prefixes whose keys and values are kept between passes.
@@ -135,21 +135,21 @@ def trainable_parameters(shape: Shape, training: TrainingSetup) -> int:
 def training_states(shape: Shape, batch: Pass, training: TrainingSetup) -> States:
     """Weights, gradients and optimizer of one worker (ZeRO, figure 1)."""
     size, workers, stage = batch.number_bytes, training.workers, training.zero_stage
-    trained = trainable_parameters(shape, training)
+    trainable = trainable_parameters(shape, training)
     every = shape.parameters + (training.adapters.parameters if training.adapters else 0)
     copies = FLOAT32 if stage >= 1 or size < FLOAT32 else 0  # ZeRO's optimizers keep a float32 copy in any case
     moments = 2 * FLOAT32
     return States(
         weights=every * size // (workers if stage == 3 else 1),
-        gradients=trained * size // (workers if stage >= 2 else 1),
-        optimizer=trained * (copies + moments) // (workers if stage >= 1 else 1),
+        gradients=trainable * size // (workers if stage >= 2 else 1),
+        optimizer=trainable * (copies + moments) // (workers if stage >= 1 else 1),
     )
 
 
 def _at_the_loss(shape: Shape, batch: Pass, training: TrainingSetup, states: States) -> Memory:
-    """After the forward pass: all activations wait for the backward one, which begins with the LM head."""
+    """Memory after the forward pass: all activations wait for the backward one, which begins with the LM head."""
     full = training.adapters is None
-    activations = _kept_activations(shape, batch, training)
+    activations = _activations(shape, batch, training)
     chunks = _logits_chunks(shape, batch, training.on_gpu)
     head = 2 * shape.vocabulary * shape.width * FLOAT32 if full else shape.width * batch.responses * batch.number_bytes
     return Memory(
@@ -159,7 +159,7 @@ def _at_the_loss(shape: Shape, batch: Pass, training: TrainingSetup, states: Sta
         optimizer=states.optimizer,
         activations=activations,
         logits=chunks + head,
-        buffers=_gathered(shape, batch, training),
+        buffers=_gathered_layers(shape, batch, training),
         fragments=_fragments(activations + chunks, training.on_gpu),
     )
 
@@ -173,10 +173,10 @@ def _logits_chunks(shape: Shape, batch: Pass, on_gpu: bool) -> int:
 
 
 def _at_the_update(shape: Shape, batch: Pass, training: TrainingSetup, states: States) -> Memory:
-    """All gradients stand, and DeepSpeed copies them to reduce them, or to update its float32 parameters."""
-    trained = trainable_parameters(shape, training)
-    share = trained // (training.workers if training.zero_stage >= 1 else 1)
-    bucket = min(REDUCE_BUCKET, trained) * batch.number_bytes
+    """Memory with all gradients, which DeepSpeed copies to reduce them, or to update its float32 parameters."""
+    trainable = trainable_parameters(shape, training)
+    share = trainable // (training.workers if training.zero_stage >= 1 else 1)
+    bucket = min(REDUCE_BUCKET, trainable) * batch.number_bytes
     return Memory(
         "the update",
         weights=states.weights,
@@ -186,18 +186,18 @@ def _at_the_update(shape: Shape, batch: Pass, training: TrainingSetup, states: S
     )
 
 
-def _gathered(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
-    """ZeRO-3 brings the layer that runs, and the one that comes next, together on every worker."""
+def _gathered_layers(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
+    """Bytes of the layer that runs and of the next one, which ZeRO-3 gathers on every worker."""
     return 2 * shape.layer_parameters * batch.number_bytes if training.zero_stage == 3 else 0
 
 
-def _kept_activations(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
+def _activations(shape: Shape, batch: Pass, training: TrainingSetup) -> int:
     """Bytes that autograd keeps from the forward pass for the backward one."""
     inside = layer_activations(shape, batch, training) * batch.tokens
     entry = shape.width * batch.tokens * batch.number_bytes
     head = 2 * shape.width * batch.tokens * FLOAT32
     if training.gradient_checkpointing:
-        return shape.layers * entry + inside + head  # and one layer at a time is run again
+        return shape.layers * entry + inside + head  # one layer at a time runs again
     return shape.layers * inside + head
 
 

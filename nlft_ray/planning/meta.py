@@ -57,12 +57,12 @@ def read_adapters(config: ModelConfig, lora: LoraConfig) -> Adapters:
     settings = peft.LoraConfig(task_type="CAUSAL_LM", r=lora.rank, target_modules=lora.targets)
     try:
         with torch.device("meta"):
-            adapted: Any = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+            with_adapters: Any = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"train.lora.targets: {lora.targets} does not fit {config.path}: {error}") from error
-    trained = [(name, parameter) for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    ranks = sum(parameter.shape[0] for name, parameter in trained if "lora_A" in name)
-    return Adapters(sum(parameter.numel() for _, parameter in trained), ranks // layers)
+    matrices = [(name, parameter) for name, parameter in with_adapters.named_parameters() if parameter.requires_grad]
+    ranks = sum(parameter.shape[0] for name, parameter in matrices if "lora_A" in name)
+    return Adapters(sum(parameter.numel() for _, parameter in matrices), ranks // layers)
 
 
 def meta_model(config: ModelConfig) -> nn.Module:

@@ -1,4 +1,4 @@
-"""`nlft-ray plan` as a function: from a configuration to what fits and what to run."""
+"""`nlft-ray plan` as a function: the memory that a model needs, and settings that fit."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -112,7 +112,7 @@ def _dtype(model: ModelConfig, devices: Devices) -> str:
 
 
 def _lengths(config: PlanConfig, shape: Shape) -> LengthsConfig:
-    """The lengths that are set; the usual ones shrink to what the model takes."""
+    """Lengths to plan for: those that are set, else the usual ones, shrunk to what the model takes."""
     lengths, room = config.lengths, config.model.max_length or shape.positions
     longest = (
         lengths.prompt_tokens + lengths.response_tokens + max(lengths.judgment_tokens, lengths.standard_answer_tokens)

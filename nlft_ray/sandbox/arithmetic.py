@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 LARGEST = 99
-"""No number of the world is larger."""
+"""The largest number of the world."""
 MARKER = "####"
-"""Stands before the final answer, as in GSM8K."""
+"""Sign before the final answer, as in GSM8K."""
 
 Operator = Literal["+", "-", "*", "/"]
 OPERATORS: tuple[Operator, ...] = ("+", "-", "*", "/")
@@ -44,7 +44,7 @@ class Mistake:
 
 
 def apply(left: int, operator: Operator, number: int) -> int | None:
-    """The result, or None where it is none of the world's numbers (1 to LARGEST)."""
+    """Result of one operation; None where it is none of the world's numbers (1 to LARGEST)."""
     if operator == "/":
         result, remainder = divmod(left, number)
         return result if remainder == 0 and result > 0 else None
@@ -53,18 +53,18 @@ def apply(left: int, operator: Operator, number: int) -> int | None:
 
 
 def results(start: int, moves: Sequence[Move]) -> list[int] | None:
-    """The result of each move, or None where one leaves the world's numbers."""
-    found: list[int] = []
+    """Result of each move; None where one leaves the world's numbers."""
+    values: list[int] = []
     for move in moves:
-        result = apply(found[-1] if found else start, move.operator, move.number)
+        result = apply(values[-1] if values else start, move.operator, move.number)
         if result is None:
             return None
-        found.append(result)
-    return found
+        values.append(result)
+    return values
 
 
 def write_response(start: int, moves: Sequence[Move], move_results: Sequence[int]) -> str:
-    """The response in words. `move_results` are given, so that a wrong result can be written too."""
+    """The response in words. It takes the results, so that a wrong one can be written too."""
     sentences, left = [], start
     for move, result in zip(moves, move_results, strict=True):
         sentences.append(f"{move.before} {left} {move.operator} {move.number} = {result} {move.after}")
@@ -73,7 +73,7 @@ def write_response(start: int, moves: Sequence[Move], move_results: Sequence[int
 
 
 def mistakes(start: int, moves: Sequence[Move]) -> Iterator[Mistake]:
-    """Every mistake that the world knows for a chain of moves and that reaches a wrong answer."""
+    """Every mistake of the world in a chain of moves that leads to a wrong answer."""
     right = results(start, moves)
     assert right is not None, "a problem's own moves stay within the world's numbers"
     for mistake, answer in (
@@ -85,10 +85,10 @@ def mistakes(start: int, moves: Sequence[Move]) -> Iterator[Mistake]:
             yield mistake
 
 
-_Found = Iterator[tuple[Mistake, int]]  # a mistake and the answer it reaches
+_MistakesAndAnswers = Iterator[tuple[Mistake, int]]  # a mistake and the answer it leads to
 
 
-def _changed(start: int, moves: Sequence[Move], kind: MistakeKind, judgment: str) -> _Found:
+def _mistake(start: int, moves: Sequence[Move], kind: MistakeKind, judgment: str) -> _MistakesAndAnswers:
     move_results = results(start, moves)
     if move_results is not None:
         yield Mistake(kind, write_response(start, moves, move_results), judgment), move_results[-1]
@@ -98,29 +98,29 @@ def _with_move(moves: Sequence[Move], at: int, move: Move) -> list[Move]:
     return [*moves[:at], move, *moves[at + 1 :]]
 
 
-def _wrong_operators(start: int, moves: Sequence[Move]) -> _Found:
+def _wrong_operators(start: int, moves: Sequence[Move]) -> _MistakesAndAnswers:
     for at, move in enumerate(moves):
         for operator in OPERATORS:
             if operator != move.operator:
                 judgment = f"It {_DOES[operator]} {move.number} where it should {_DO[move.operator]} {move.number}."
-                yield from _changed(
+                yield from _mistake(
                     start, _with_move(moves, at, replace(move, operator=operator)), "operator", judgment
                 )
 
 
-def _forgotten_moves(start: int, moves: Sequence[Move]) -> _Found:
+def _forgotten_moves(start: int, moves: Sequence[Move]) -> _MistakesAndAnswers:
     if len(moves) > 1:
         judgment = f"It forgets to {_DO[moves[-1].operator]} {moves[-1].number}."
-        yield from _changed(start, moves[:-1], "forgotten", judgment)
+        yield from _mistake(start, moves[:-1], "forgotten", judgment)
 
 
-def _wrong_results(start: int, moves: Sequence[Move], right: Sequence[int]) -> _Found:
+def _wrong_results(start: int, moves: Sequence[Move], right: Sequence[int]) -> _MistakesAndAnswers:
     for at, move in enumerate(moves):
         left = right[at - 1] if at else start
         for off_by in _OFF_BY:
             wrong = right[at] + off_by
             rest = results(wrong, moves[at + 1 :])
             if rest is not None and 1 <= wrong <= LARGEST:
-                written = [*right[:at], wrong, *rest]
+                wrong_results = [*right[:at], wrong, *rest]
                 judgment = f"It says that {left} {move.operator} {move.number} is {wrong}."
-                yield Mistake("result", write_response(start, moves, written), judgment), written[-1]
+                yield Mistake("result", write_response(start, moves, wrong_results), judgment), wrong_results[-1]

@@ -1,4 +1,4 @@
-"""The skills of the sandbox: what its word problems are about, and which bad habit the model has in each.
+"""The skills of the sandbox: what its word problems are about, and the model's bad habit in each.
 
 A skill draws a question and the moves that solve it. A habit is the mistake that the embedded model makes in the
 base context, in the given share of the responses that it was trained on.
@@ -92,7 +92,7 @@ def _gain_and_lose(rng: random.Random) -> Draft:
 
 
 def _comparison(rng: random.Random, start: int, than: str, operator: Operator, number: int) -> Draft:
-    """`than` tells what the second person has, with holes for the thing and the first one's name."""
+    """A question about two persons; `than` says what the second has, as a template of `thing` and `name`."""
     (first, second), thing = _two_names(rng), rng.choice(THINGS)
     question = (
         f"{first} has {start} {thing}. {second} has {than.format(thing=thing, name=first)}. "

@@ -20,7 +20,7 @@ _MOST_REPEATS = 10_000
 
 @dataclass(frozen=True)
 class Problem:
-    """A word problem with all that is known about it."""
+    """A word problem, its ideal response, and the mistakes in it."""
 
     id: str
     skill: str
@@ -28,14 +28,14 @@ class Problem:
     steps: str
     """The ideal response: a chain of thought that ends in the final-answer marker."""
     standard_answer: str
-    """Terse: the marker and the number."""
+    """The marker and the number alone."""
     draft: Draft
     habit_strength: float
     """Share of base-context training responses with the habit; 0 where the skill has none."""
 
     @cached_property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """Every mistake that the world knows for this problem, with its wrong response and its judgment."""
+        """Every mistake of the world in this problem, with its wrong response and its judgment."""
         return tuple(mistakes(self.draft.start, self.draft.moves))
 
     @cached_property
