@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlft_ray.config import ExportConfig, TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from nlft_ray.models.loading import tokenizer_fingerprint
 from nlft_ray.stages.export import job
 from nlft_ray.stages.export.job import export
 from nlft_ray.stages.train import loop
-from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.manifest import Manifest, finish, identity_of, input_fingerprint, read_manifest
+from nlft_ray.stages.train.job import train
 from tests.stages.train import support
 
 IDS = torch.arange(6, 26)[None]
@@ -26,27 +25,18 @@ pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
 
 
 def trained(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Train without Ray, leave the folder as the train stage does; the trained model's logits."""
+    """Train, and give the trained model's logits."""
     logits: list[Tensor] = []
     write = loop.write_weights
 
-    def write_and_look(engine: Any, *arguments: Any, **named: Any) -> None:
+    def write_and_look(model: Any, *arguments: Any) -> None:
         with torch.no_grad():
-            logits.append(engine.model.eval()(IDS).logits)
-        write(engine, *arguments, **named)
+            logits.append(model.eval()(IDS).logits)
+        write(model, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_weights", write_and_look)
-        loop.train_worker(config, support.StoppingCheckpoints(Path(config.output) / "checkpoints"))
-    identity = identity_of(
-        config,
-        "train",
-        table="weights",
-        model=model_fingerprint(config.model),
-        tokenizer=tokenizer_fingerprint(load_tokenizer(config.model)),
-        input=input_fingerprint(read_manifest(Folder(config.input), table="scored")),
-    )
-    finish(Folder(config.output), Manifest(identity=identity, rows_in=11, rows_out=11, rows_rejected=0, seconds=1))
+        train(config.model_copy(update={"backend": "inline"}))
     return logits[0]
 
 
