@@ -1,5 +1,7 @@
-"""What a policy makes of the scored table."""
+"""What a policy makes of the scored table, and that it is made once."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 from nlft_ray.core.policies import POLICIES
 from nlft_ray.errors import UserError
 from nlft_ray.stages.train.examples import Example
-from nlft_ray.stages.train.weighing import Weighing
+from nlft_ray.stages.train.weighing import Weighing, survey
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import identity_of, read_manifest
 from nlft_ray.tables.scored import facts_of
 from tests.stages.train import support
 
@@ -84,3 +87,60 @@ def test_the_order_does_not_depend_on_how_the_table_is_cut(tmp_path: Path, model
         for name, table in (("one", scored), ("other", shuffled))
     ]
     assert ids[0] == ids[1] == sorted(ids[0])
+
+
+def test_a_table_with_other_rows_than_it_says_is_refused(tmp_path: Path, model: str) -> None:
+    table = support.save_scored(tmp_path / "table", model)
+    next((tmp_path / "table" / "data").glob("*.parquet")).unlink()
+    with pytest.raises(UserError, match=r"manifest counts 11 rows, its files hold 7: they were changed"):
+        support.weigh(support.train_config(model, table, tmp_path / "out"))
+
+
+def test_a_table_is_weighed_once(model: str, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = support.train_config(model, scored, tmp_path / "out", held_out=scored)
+    identity, folder = identity_of(config, "train"), tmp_path / "out" / "examples"
+    first = survey(config, identity, 11)
+    assert sorted(path.name for path in folder.iterdir()) == ["held_out.arrow", "survey.json", "trained.arrow"]
+    monkeypatch.setattr(Weighing, "examples", lambda *_: pytest.fail("weighed again"))
+    assert survey(config, identity, 11) == first
+
+
+def cut(folder: Path) -> None:
+    file = folder / "trained.arrow"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def change_a_weight(folder: Path) -> None:
+    content = bytearray((folder / "trained.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "trained.arrow").write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "killed before anything was written": shutil.rmtree,
+    "killed before the record": lambda folder: (folder / "survey.json").unlink(),
+    "half a record": lambda folder: (folder / "survey.json").write_text('{"manifest": {'),
+    "a file is gone": lambda folder: (folder / "held_out.arrow").unlink(),
+    "a file is cut": cut,
+    "a bit of a file is another": change_a_weight,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_not_whole_is_weighed_anew(damage: str, model: str, scored: str, tmp_path: Path) -> None:
+    config, folder = support.train_config(model, scored, tmp_path, held_out=scored), tmp_path / "examples"
+    identity = identity_of(config, "train")
+    manifest = survey(config, identity, 11)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    DAMAGES[damage](folder)
+    assert survey(config, identity, 11) == manifest
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_weights_of_another_policy_are_not_taken(model: str, scored: str, tmp_path: Path) -> None:
+    rows = read_manifest(Folder(scored), table="scored").rows_out
+    examples = []
+    for policy in ("nlft", "rft"):
+        config = support.train_config(model, scored, tmp_path, policy=policy)
+        examples.append(survey(config, identity_of(config, "train"), rows).rows_out)
+    assert examples == [11, 6]
