@@ -120,9 +120,10 @@ def test_a_checkpoint_holds_states_steps_seed_and_record(trainer: Trainer, tmp_p
     assert all(".lora_" in name for name in every), "nothing that is not trained"
 
 
-def test_half_checkpoints_are_ignored_and_cleared_away(trainer: Trainer, tmp_path: Path) -> None:
+def test_half_checkpoints_are_cleared_away_and_damaged_ones_said_in_a_line(trainer: Trainer, tmp_path: Path) -> None:
     config, checkpoints = trainer.config(tmp_path / "out"), tmp_path / "checkpoints"
     trainer.run(config, 1, checkpoints, stop_after=4)
+    shutil.copytree(checkpoints, tmp_path / "damaged")
     (whole,) = checkpoints.iterdir()
     half = checkpoints / "step-00000006-00000000"
     shutil.copytree(whole, half)
@@ -132,14 +133,10 @@ def test_half_checkpoints_are_ignored_and_cleared_away(trainer: Trainer, tmp_pat
     assert resumed.saved == [6]
     assert not half.exists()
 
-
-def test_a_damaged_checkpoint_is_said_in_a_line(trainer: Trainer, tmp_path: Path) -> None:
-    config, checkpoints = trainer.config(tmp_path / "out"), tmp_path / "checkpoints"
-    trainer.run(config, 1, checkpoints, stop_after=4)
-    (part,) = checkpoints.glob("*/part-*")
+    (part,) = (tmp_path / "damaged").glob("*/part-*")
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(RuntimeError, match=r"step-00000004.* cannot be read: .*"):
-        support.train_alone(config, support.StoppingCheckpoints(checkpoints))
+        support.train_alone(config, support.StoppingCheckpoints(tmp_path / "damaged"))
 
 
 def test_what_cannot_be_read_or_written_fails_on_all_workers(trainer: Trainer, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Shortcuts are taken where a model allows them, and whichever are taken, the log-odds are those of each row alone."""
+"""Shortcuts are taken where a model allows them; whichever are, the log-odds are those of each row alone.
+
+That rows are padded where that is asked for, `workers.save_steps` asserts in every case of test_exactness.py.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,9 @@ def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str
     kind, shape, packs, asks_the_head = MODELS[name]
     engine = build(tmp_path, kind, shape, lora={"targets": "all-linear"})
     assert (engine.packed, engine.head is not None) == (packs, asks_the_head)
+    note_slower_ways(engine, True, Folder(str(tmp_path)))
+    notes = (tmp_path / "notes.log").read_text() if (tmp_path / "notes.log").exists() else ""
+    assert ("padded" in notes, "logits" in notes) == (not packs, not asks_the_head)
     examples = support.weigh(support.train_config(model, scored, tmp_path / "out"))[:5]
     found = engine.log_odds(MicroBatch.of(examples, 0, packed=engine.packed))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -56,18 +62,6 @@ def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str
         logits = plain(ids[None]).logits[0, example.response_start - 1 : -1]
         wanted.append(token_log_odds(logits, ids[example.response_start :])[torch.tensor(example.weighted)])
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_slower_way_is_said(name: str, tmp_path: Path) -> None:
-    kind, shape, packs, asks_the_head = MODELS[name]
-    note_slower_ways(build(tmp_path, kind, shape), True, Folder(str(tmp_path)))
-    said = (tmp_path / "notes.log").read_text() if (tmp_path / "notes.log").exists() else ""
-    assert ("padded" in said, "logits" in said) == (not packs, not asks_the_head)
-
-
-def test_rows_are_padded_where_that_is_asked_for(model: str, tmp_path: Path) -> None:
-    assert not build_engine(support.train_config(model, "-", tmp_path, packed=False), 1).packed
 
 
 def test_a_head_with_adapters_gives_logits(model: str, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from nlft_ray.errors import UserError
-from nlft_ray.stages.train import job
 from nlft_ray.stages.train.job import train
 from tests.stages.train import support, workers
 
@@ -28,20 +27,32 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, model: str, other_rows: l
     return support.save_scored(tmp_path_factory.mktemp("held-out"), model, other_rows)
 
 
-def test_it_is_the_loss_of_the_model_as_it_is_after_the_step(
-    model: str, scored: str, held_out: str, other_rows: list[dict[str, Any]], tmp_path: Path
+def test_it_is_the_loss_of_the_model_after_the_step_and_the_best_is_noted(
+    model: str,
+    scored: str,
+    held_out: str,
+    other_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = support.train_config(model, scored, tmp_path / "out", policy="sft", held_out=held_out, epochs=2)
-    workers.train_in(config, tmp_path / "checkpoints")
-    measured = [line["held_out_loss"] for line in support.record(tmp_path / "out")]
-    assert [value is not None for value in measured] == [False, False, True] * 2, "once an epoch"
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "weights")
+    output = tmp_path / "out"
+    config = support.train_config(model, scored, output, policy="sft", held_out=held_out, epochs=3, backend="inline")
+    manifest = train(config).manifest
+    measured = {line["step"]: line["held_out_loss"] for line in support.record(output)}
+    assert [value is not None for value in measured.values()] == [False, False, True] * 3, "once an epoch"
+    trained = AutoModelForCausalLM.from_pretrained(output / "weights")
     losses = []
     for row in other_rows:
         ids = torch.tensor(row["input_ids"][: row["response_start"]] + row["standard_ids"])
         logits = trained(ids[None]).logits[0, row["response_start"] - 1 : -1]
         losses.append(cross_entropy(logits, ids[row["response_start"] :]).item())
-    assert measured[-1] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert measured[9] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+    best = min((step for step, value in measured.items() if value is not None), key=lambda step: measured[step])
+    counts = manifest.counts
+    assert (counts["best_held_out_step"], counts["best_held_out_loss"]) == (best, measured[best])
+    assert f"lowest after step {best}" in capsys.readouterr().err
+    assert manifest.identity.config["held_out"] != held_out, "what stands in the table counts, not where it lies"
 
 
 def test_measuring_changes_nothing_and_workers_agree(
@@ -61,21 +72,6 @@ def test_measuring_changes_nothing_and_workers_agree(
         assert first == pytest.approx(measured[1]["held_out_loss"], rel=1e-3)  # Adam magnifies what rounding does
 
 
-def test_the_best_step_is_noted(
-    model: str, scored: str, held_out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = support.train_config(model, scored, tmp_path / "out", held_out=held_out, epochs=3, backend="inline")
-    result = train(config)
-    lowest = min(
-        (line for line in support.record(tmp_path / "out") if line["held_out_loss"] is not None),
-        key=lambda line: line["held_out_loss"],
-    )
-    assert result.manifest.counts["best_held_out_step"] == lowest["step"]
-    assert result.manifest.counts["best_held_out_loss"] == lowest["held_out_loss"]
-    assert f"lowest after step {lowest['step']}" in capsys.readouterr().err
-    assert result.manifest.identity.config["held_out"] != held_out, "what stands in the table counts, not where it lies"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -91,4 +87,4 @@ def test_what_cannot_be_held_out_is_refused(
     folders = {"SCORED": scored, "MODEL": model}
     changes = {key: folders.get(value, value) for key, value in changes.items()}
     with pytest.raises(UserError, match=message):
-        job.train(support.train_config(model, scored, tmp_path / "out", backend="inline", **changes))
+        train(support.train_config(model, scored, tmp_path / "out", backend="inline", **changes))

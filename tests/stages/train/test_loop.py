@@ -1,5 +1,11 @@
-"""The loop in this process: real DeepSpeed engines, one worker, no Ray."""
+"""The loop in this process: real DeepSpeed engines, one worker, no Ray.
 
+The ordinary run writes the weights of some trainings. All kinds under every ZeRO stage:
+
+    pytest -m exhaustive tests/stages/train/test_loop.py
+"""
+
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +51,7 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], **tolerance: 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"zero_stage": 0},
-        {"zero_stage": 2},
-        {"zero_stage": 3},
-        {"lora": {"dropout": 0.3}},
-        {"zero_stage": 3, "lora": {"dropout": 0.3}},
-    ],
+    [{"zero_stage": 0, "lora": {"dropout": 0.3}}, {"zero_stage": 2}, {"zero_stage": 3, "lora": {"dropout": 0.3}}],
     ids=str,
 )
 def test_a_stopped_training_ends_where_an_undisturbed_one_does(
@@ -91,20 +91,6 @@ def test_two_workers_resume_too(model: str, scored: str, tmp_path: Path, two_wor
     )  # Adam magnifies what rounding does to tiny gradients
 
 
-def test_sft_is_plain_cross_entropy(model: str, scored: str, tmp_path: Path) -> None:
-    config = support.train_config(model, scored, tmp_path, policy="sft", epochs=1)
-    trained(config)
-    rows = sorted(support.scored_rows(), key=lambda row: row["id"])
-    base = AutoModelForCausalLM.from_pretrained(model)
-    losses = []
-    for index in Order(len(rows), config.batch_size, 1, config.seed).batch(0):
-        row = rows[index]
-        ids = torch.tensor(row["input_ids"][: row["response_start"]] + row["standard_ids"])
-        logits = base(ids[None]).logits[0, row["response_start"] - 1 : -1]
-        losses.append(cross_entropy(logits, ids[row["response_start"] :]).item())
-    assert support.record(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
 def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -> None:
     config = support.train_config(model, scored, tmp_path, epochs=1, batch_size=11)
     trained(config)
@@ -127,10 +113,20 @@ def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -
         assert line[name] == pytest.approx(value / 11, rel=1e-5)
 
 
-def test_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
-    trained(support.train_config(model, scored, tmp_path, policy="sft", epochs=20))
-    losses = [line["loss"] for line in support.record(tmp_path)]
-    assert sum(losses[-3:]) < sum(losses[:3]) / 4
+def test_sft_is_plain_cross_entropy_and_the_loss_falls(model: str, scored: str, tmp_path: Path) -> None:
+    config = support.train_config(model, scored, tmp_path, policy="sft", epochs=20)
+    trained(config)
+    rows = sorted(support.scored_rows(), key=lambda row: row["id"])
+    base = AutoModelForCausalLM.from_pretrained(model)
+    losses = []
+    for index in Order(len(rows), config.batch_size, 1, config.seed).batch(0):
+        row = rows[index]
+        ids = torch.tensor(row["input_ids"][: row["response_start"]] + row["standard_ids"])
+        logits = base(ids[None]).logits[0, row["response_start"] - 1 : -1]
+        losses.append(cross_entropy(logits, ids[row["response_start"] :]).item())
+    recorded = [line["loss"] for line in support.record(tmp_path)]
+    assert recorded[0] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert sum(recorded[-3:]) < sum(recorded[:3]) / 4
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
@@ -148,9 +144,20 @@ def test_adapters_learn_on_a_quantised_model(zero_stage: int, model: str, scored
     assert (adapted.eval()(IDS).logits - plain(IDS).logits).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("lora", [None, {"targets": ["q_proj", "up_proj"]}], ids=["full", "lora"])
+ADAPTERS = {"targets": ["q_proj", "up_proj"]}
+WRITTEN = list(itertools.product((None, ADAPTERS), (True, False), (0, 1, 2, 3)))
+"""What is trained, whether the embeddings are tied, and the ZeRO stage. The ordinary run writes some, in each stage."""
+SOME_WRITTEN = [
+    *((None, True, 0), (None, False, 1), (None, True, 2), (None, True, 3), (None, False, 3)),
+    *((ADAPTERS, True, 1), (ADAPTERS, False, 2), (ADAPTERS, True, 3)),
+]
+
+
+@pytest.mark.parametrize(
+    ("lora", "tied", "zero_stage"),
+    [pytest.param(*case, marks=() if case in SOME_WRITTEN else pytest.mark.exhaustive) for case in WRITTEN],
+    ids=str,
+)
 def test_the_weights_give_the_trained_logits(
     lora: Any, tied: bool, zero_stage: int, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,27 +184,46 @@ def test_the_weights_give_the_trained_logits(
         assert loaded.peft_config["default"].base_model_name_or_path == model
 
 
+def adapters_config(model: str, scored: str, output: Path, dtype: str, **changes: Any) -> TrainConfig:
+    return support.train_config(
+        model, scored, output, model={"path": model, "dtype": dtype}, lora={}, batch_size=3, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, model: str, scored: str, process_group: None
+) -> dict[str, TrainConfig]:
+    """Trainings of adapters by one worker without ZeRO, by the model's type."""
+    folder = tmp_path_factory.mktemp("alone")
+    configs = {dtype: adapters_config(model, scored, folder / dtype, dtype) for dtype in ("float32", "bfloat16")}
+    for config in configs.values():
+        trained(config)
+    return configs
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")]
 )
 def test_adapters_of_two_workers_are_whole(
-    zero_stage: int, dtype: str, model: str, scored: str, tmp_path: Path, two_workers: workers.Group
+    zero_stage: int,
+    dtype: str,
+    model: str,
+    scored: str,
+    tmp_path: Path,
+    alone: dict[str, TrainConfig],
+    two_workers: workers.Group,
 ) -> None:
-    def config(name: str, **changes: Any) -> TrainConfig:
-        named = {"path": model, "dtype": dtype}
-        return support.train_config(model, scored, tmp_path / name, model=named, lora={}, batch_size=3, **changes)
-
-    def logits(of: TrainConfig) -> Tensor:
+    def logits(config: TrainConfig) -> Tensor:
         base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        return PeftModel.from_pretrained(base, Path(of.output) / "weights").eval()(IDS).logits.float()
+        return PeftModel.from_pretrained(base, Path(config.output) / "weights").eval()(IDS).logits.float()
 
-    alone, spread = config("alone"), config("spread", zero_stage=zero_stage)
-    trained(alone)
+    spread = adapters_config(model, scored, tmp_path / "spread", dtype, zero_stage=zero_stage)
     two_workers.do(workers.train_in, spread, tmp_path / "checkpoints")
-    assert weights_of(spread).keys() == weights_of(alone).keys()
+    assert weights_of(spread).keys() == weights_of(alone[dtype]).keys()
     untrained = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)(IDS).logits.float()
-    learned = logits(alone) - untrained
-    assert (logits(spread) - logits(alone)).norm() < (0.01 if dtype == "float32" else 0.2) * learned.norm()
+    learned = logits(alone[dtype]) - untrained
+    assert (logits(spread) - logits(alone[dtype])).norm() < (0.01 if dtype == "float32" else 0.2) * learned.norm()
     assert learned.norm() > 1
 
 
