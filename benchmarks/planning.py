@@ -59,7 +59,7 @@ def main() -> None:
 def compare(folder: Path, size: str, case: str) -> dict[str, Any]:
     stage, dtype, changes = CASES[case]
     settings = changes if stage == "score" else training_settings(changes)
-    task = {"stage": stage, "name": case, "dtype": dtype, "config": settings}
+    task: dict[str, Any] = {"stage": stage, "name": case, "dtype": dtype, "config": settings}
     task |= {"workers": settings.get("num_workers", 1), "tiny": str(prepare(folder, "tiny", dtype))}
     task |= {"folder": str(prepare(folder, size, dtype))}
     predicted, moment = predict(Path(task["folder"], "model"), stage, dtype, settings)

@@ -13,7 +13,7 @@ import harness
 
 PROMPT, RESPONSE, ANSWER, JUDGMENT = 64, 96, 32, 24  # tokens of every row
 ROWS = 16  # two optimizer steps of two workers
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128},
     "15M": {"vocab_size": 32_000, "hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 1024},
     "60M": {"vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 15, "intermediate_size": 1408},

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nlft_ray.stages.score.contexts import ScoringRow
+from nlft_ray.stages.score.contexts import Context, ScoringRow
 
 
 class Released(NamedTuple):
@@ -25,7 +25,7 @@ class Released(NamedTuple):
 def released_facts(model: Any, row: ScoringRow) -> Released:
     """Run an example; with gradients, where they are on."""
     wrong = "judge" in row.prompts
-    contexts = ("base", "judge" if wrong else "base", "standard")
+    contexts: tuple[Context, ...] = ("base", "judge" if wrong else "base", "standard")
     sequences = [row.prompts[context] + row.response_ids for context in contexts]
     longest = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=model.device)

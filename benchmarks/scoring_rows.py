@@ -79,7 +79,8 @@ def save_random_model(folder: Path, shape: str, dtype: torch.dtype, tokenizer: P
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=tokenizer.eos_token_id)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config).to(dtype)
+        model: Any = LlamaForCausalLM(config)
+        model.to(dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -119,7 +120,7 @@ def instruction_of(data: Path, tokenizer: PreTrainedTokenizerFast, tokens: int |
         text += f"\n\nProblem: {row['question']}\nSolution: {row['answer']}"
         if len(tokenizer(text)["input_ids"]) >= tokens:
             break
-    return tokenizer.decode(tokenizer(text)["input_ids"][:tokens])
+    return str(tokenizer.decode(tokenizer(text)["input_ids"][:tokens]))
 
 
 def _judgment(tokenizer: PreTrainedTokenizerFast, solution: str, truth: str) -> str:
@@ -128,7 +129,7 @@ def _judgment(tokenizer: PreTrainedTokenizerFast, solution: str, truth: str) -> 
         f"{truth} The response should have read the question more closely before it began to calculate. "
     )
     ids = tokenizer(text * 3)["input_ids"]
-    return tokenizer.decode(ids[:_JUDGMENT_TOKENS])
+    return str(tokenizer.decode(ids[:_JUDGMENT_TOKENS]))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,7 @@ from nlft_ray.tables.schema import EXAMPLES, SCORED
 from nlft_ray.tables.training import read_metrics
 
 Measure = dict[str, Any]
-LORA = {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
+LORA: dict[str, Any] = {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear"}
 RATE = 5e-5
 
 
@@ -196,7 +196,8 @@ class _Clock:
     """Time and memory of the steps in this process; the first ones do not count."""
 
     def __init__(self, task: dict[str, Any], model: Any):
-        self._skip, self._ends = task["warm_up_steps"], []
+        self._skip: int = task["warm_up_steps"]
+        self._ends: list[float] = []
         for parameter in model.parameters():
             parameter.sum()  # weights may be mapped from the file: read them, so that they do not count as work
         self._held = reset_peak()

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ def _tier_of(fixtures: set[str]) -> str:
     return "ray" if "ray_local" in fixtures else "unit"
 
 
-_SECONDS_OF_TIER: Counter[str] = Counter()
+_SECONDS_OF_TIER: defaultdict[str, float] = defaultdict(float)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,6 +1,7 @@
 """Tiny models with random weights of several architectures, with a byte tokenizer that can spell anything."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -13,7 +14,7 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<pad>", "<end>", "<system>", "<user>", "<assistant>"]
 
-_SHAPES = {
+_SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512},
     "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512},
     "gpt2": {"n_positions": 512},

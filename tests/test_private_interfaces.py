@@ -125,4 +125,6 @@ def test_a_model_says_how_it_attends_and_keeps_its_states(random_llama: str) -> 
     for layer in states.layers:
         assert type(layer) is DynamicLayer
         assert layer.is_initialized
+        assert layer.keys is not None
+        assert layer.values is not None
         assert layer.keys.shape == layer.values.shape

@@ -73,7 +73,7 @@ def test_a_new_card_has_the_hubs_metadata_and_what_training_was() -> None:
 
 
 def test_an_adapter_says_so() -> None:
-    data = ModelCard(exported(training(lora={"rank": 4}), adapter=True)).data
+    data: Any = ModelCard(exported(training(lora={"rank": 4}), adapter=True)).data
     assert (data.library_name, data.base_model_relation) == ("peft", "adapter")
     assert "lora" in data.tags
 
@@ -96,7 +96,7 @@ def test_a_report_adds_accuracy_datasets_and_the_prompt() -> None:
     assert "| rft | 70.0 % |" in card
     assert f"````jinja\n{{{{ question }}}} {HOSTILE}\n````" in card
     assert "secret" not in card
-    data = ModelCard(card).data
+    data: Any = ModelCard(card).data
     assert data.datasets == ["openai/gsm8k"]
     (result,) = data.eval_results
     assert (result.dataset_name, result.dataset_split, result.metric_type) == ("openai/gsm8k", "test", "accuracy")

@@ -28,9 +28,9 @@ class Pools:
 
     def __init__(self) -> None:
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "labels": {"pool": "head"}}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": _SYSTEM})
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head | {"_system_config": _SYSTEM})
         self.address: str = self._cluster.address
-        self._nodes = {"head": self._cluster.head_node}
+        self._nodes: dict[str, Any] = {"head": self._cluster.head_node}
 
     def add(self, name: str, pool: str, cpus: int = 1) -> None:
         """A node of the pool, with a resource of its own beside its label."""

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 CLUSTERS = ROOT / "clusters"
 FILES = sorted(CLUSTERS.rglob("*.yaml"))
-JOBS = {"score": ScoreConfig, "train": TrainConfig, "run": RunConfig}
+JOBS: dict[str, Any] = {"score": ScoreConfig, "train": TrainConfig, "run": RunConfig}
 INSTALLED = Path("/opt/nlft-ray")
 """The checkout in the image that clusters/Dockerfile makes."""
 
@@ -129,7 +129,7 @@ def test_ray_jobs_share_their_parts_and_keep_what_they_did() -> None:
             claims = [volume.get("persistentVolumeClaim") for volume in group["template"]["spec"]["volumes"]]
             assert {"claimName": read(CLUSTERS / "kuberay" / "storage.yaml")["metadata"]["name"]} in claims
         config = entrypoint_of(job)
-        assert getattr(config, "output", getattr(config, "run_dir", None)).startswith("/shared/"), (
+        assert getattr(config, "output", getattr(config, "run_dir", "")).startswith("/shared/"), (
             "else a retry begins anew"
         )
 

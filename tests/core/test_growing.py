@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,10 +85,10 @@ def test_equals_the_walk_on_hidden_states(seed, n, window, noise, share, metric,
     assert grown.truncated == truncated
 
 
-def grow_on(hidden, seed, window=8, **rule):
+def grow_on(hidden, seed, window=8, **rule: Any):
     saliency = np.arange(len(hidden)) == seed
-    rule = {"metric": "similarity", "threshold": 0.6, "reset_centre": True} | rule
-    return grow(saliency, *geometry(np.array(hidden, dtype=float), window), **rule)
+    settings: dict[str, Any] = {"metric": "similarity", "threshold": 0.6, "reset_centre": True} | rule
+    return grow(saliency, *geometry(np.array(hidden, dtype=float), window), **settings)
 
 
 def test_similarity_takes_like_neighbours_and_stops_at_the_first_unlike_one():

@@ -83,8 +83,13 @@ def test_the_only_possible_token_is_certain():
 def test_no_logits_are_kept_for_backward():
     hidden, weight, _, targets = operands(torch.float32)
     hidden.requires_grad_()
-    saved = []
-    with saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    saved: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
         head_log_odds(hidden, weight, None, targets).sum().backward()
     assert [tuple(tensor.shape) for tensor in saved] == [(M, D)]
 
@@ -94,4 +99,5 @@ def test_no_rows_give_no_values():
     values = head_log_odds(hidden, torch.ones(V, D), None, torch.zeros(0, dtype=torch.int64))
     assert values.shape == (0,)
     values.sum().backward()
+    assert hidden.grad is not None
     assert hidden.grad.shape == (0, D)

@@ -109,8 +109,13 @@ def test_impossibility_stays_finite_and_right(dtype, lag):
 def test_no_float32_copy_of_all_logits_is_kept_for_backward():
     logits, targets = random_logits(n=64, vocabulary=32, dtype=torch.bfloat16)
     logits.requires_grad_()
-    saved = []
-    with saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    saved: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
         token_logprobs(logits, targets, chunk_size=8).sum()
     large = [tensor for tensor in saved if tensor.numel() >= logits.numel()]
     assert [tensor.data_ptr() for tensor in large] == [logits.data_ptr()]
@@ -121,4 +126,5 @@ def test_no_rows_give_no_values():
     values = token_logprobs(logits, torch.zeros(0, dtype=torch.int64))
     assert values.shape == (0,)
     values.sum().backward()
+    assert logits.grad is not None
     assert logits.grad.shape == (0, 5)

@@ -66,6 +66,7 @@ def test_weights_are_constants_for_the_gradient():
     losses.total.sum().backward()
     assert likelihood.grad is None
     assert unlikelihood.grad is None
+    assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
 
 

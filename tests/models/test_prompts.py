@@ -15,7 +15,7 @@ def text(
     kind: PromptKind, prompts: PromptConfig | None = None, chat_template: str | None = "default", **row: object
 ) -> str:
     tokenizer = byte_tokenizer() if chat_template == "default" else byte_tokenizer(chat_template)
-    return tokenizer.decode(prompt_ids(tokenizer, prompts or PromptConfig(), kind, ROW | row))
+    return str(tokenizer.decode(prompt_ids(tokenizer, prompts or PromptConfig(), kind, ROW | row)))
 
 
 def test_each_context_shows_what_it_is_for() -> None:

@@ -1,6 +1,7 @@
 """The formulas: against what autograd really keeps, against the figures of the ZeRO paper, and among themselves."""
 
 from dataclasses import replace
+from typing import Any
 
 import peft
 import pytest
@@ -42,7 +43,7 @@ RANK = 8
 
 def saved_bytes(layers: int, dtype: torch.dtype, *, adapters: bool) -> int:
     """Bytes that autograd keeps of a forward pass of 64 tokens, weights apart."""
-    model = LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=SHAPE.vocabulary,
             hidden_size=SHAPE.width,
@@ -51,11 +52,12 @@ def saved_bytes(layers: int, dtype: torch.dtype, *, adapters: bool) -> int:
             num_attention_heads=SHAPE.heads,
             num_key_value_heads=2,
         )
-    ).to(dtype)
+    )
+    model.to(dtype)
     assert attend_by_segments(model)
     if adapters:
         settings = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear")
-        model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[assignment]
+        model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 

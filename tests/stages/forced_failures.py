@@ -64,7 +64,7 @@ class Scoring:
         quickstart = yaml.safe_load(QUICKSTART.read_text())
         config = folder / "score.yaml"
         config.write_text(yaml.safe_dump({name: quickstart[name] for name in ("model", "prompts")}))
-        self.output = output
+        self.output: Any = output
         # a row to a batch, so that the work takes long enough to be killed in
         self.words = [
             *("--config", str(config), f"input={examples}", f"output={output}"),

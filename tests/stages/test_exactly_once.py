@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,7 @@ def disturb(running: Running, scoring: Scoring, victims: list[str], moments: Mom
     kills = 0
     for victim in victims:
         moment = moments.wait_within_work(running, most_shards)
-        if moment is None or not running.wait_until(
-            lambda wanted=1 + (victim == "all actors"): len(running.actors()) >= wanted
-        ):
+        if moment is None or not running.wait_until(partial(_have_started, running, 1 + (victim == "all actors"))):
             break
         pids = running.actors()
         chosen = pids if victim == "all actors" else moments.one_of(pids)
@@ -162,6 +161,14 @@ def test_starts_killed_at_random_moments(
 
 
 @pytest.mark.exhaustive
+def _have_started(running: Running, number: int) -> bool:
+    return len(running.actors()) >= number
+
+
+def _changed(scoring: Scoring, before: dict[str, int]) -> bool:
+    return scoring.files() != before
+
+
 def test_killed_while_overwriting(scoring: Scoring, undisturbed: Path) -> None:
     """The first configuration's folder is replaced by the second's, whenever the replacing is killed."""
     moments = Moments(SEED)
@@ -172,7 +179,7 @@ def test_killed_while_overwriting(scoring: Scoring, undisturbed: Path) -> None:
     while kills < 2:
         before = scoring.files()
         with scoring.start("overwrite=true") as running:
-            begun = running.wait_until(lambda old=before: scoring.files() != old)
+            begun = running.wait_until(partial(_changed, scoring, before))
             moment = moments.wait_a_little(running) if begun else None
             running.kill_cluster()
         if moment is not None:

@@ -68,7 +68,7 @@ def test_the_seed_decides(random_llama: str) -> None:
 
 
 def test_questions_that_cannot_be_asked_say_why(random_llama: str) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "open", **QUESTION, "standard_answer": None},
         {"id": "words", **QUESTION, "standard_answer": "four"},
         {"id": "long", **QUESTION, "question": "x" * 600},

@@ -1,6 +1,7 @@
 """A folder belongs to one identity; a second start continues, or says what differs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,7 +177,8 @@ def test_settings_of_a_setting_are_marked_too() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_identity_holds_where_a_stage_reads_and_writes(stage: str) -> None:
-    fields = STAGES[stage].load_config().model_fields
+    config: Any = STAGES[stage].load_config()
+    fields = config.model_fields
     where = fields.keys() & {"input", "output", "overwrite", "max_reject_fraction", "pool", "ray_address"}
     assert "output" in where
     assert [name for name in where if not any(isinstance(mark, NotIdentity) for mark in fields[name].metadata)] == []

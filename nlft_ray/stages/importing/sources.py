@@ -142,7 +142,7 @@ class DatasetSource:
             yield Raw(f"{stem}-{number}", f"{self.name} {self.split} row {number}", dict(record))
 
     def _builder(self) -> Any:
-        import datasets  # type: ignore[import-untyped]  # slow to load, and only this source needs it
+        import datasets  # slow to load, and only this source needs it
 
         try:
             return datasets.load_dataset_builder(self.name, self.configuration)

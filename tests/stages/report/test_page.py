@@ -171,6 +171,7 @@ def test_a_broken_link_falls_back_to_the_defaults(visit: Any) -> None:
 
 def test_the_copied_yaml_is_a_policy_for_training(visit: Any, tmp_path: Path) -> None:
     page = visit(permissions=["clipboard-read", "clipboard-write"]).page
+    policy: Any
     for name, policy in POLICIES.items():
         page.locator("#policy-name").select_option(name)
         changes = {"theta": 0.875} if hasattr(policy, "theta") else {}

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nlft_ray.core.policies import POLICIES
+from nlft_ray.core import policies
 from nlft_ray.core.policies.base import Policy, TokenWeights
 from nlft_ray.stages.report.policies import FORMULAS, values_of
 from nlft_ray.tables.scored import facts_of
+
+POLICIES: dict[str, Any] = policies.POLICIES  # each takes settings of its own
 
 SETTINGS: list[Policy] = [
     *(policy() for name, policy in POLICIES.items() if name in FORMULAS and policy.target == "response"),

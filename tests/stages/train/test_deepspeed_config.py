@@ -31,14 +31,14 @@ def test_keys_that_are_ours_are_errors_that_name_the_option() -> None:
 
 
 @pytest.mark.parametrize(("what", "stage"), [("offload_optimizer", 0), ("offload_param", 2)])
-def test_keys_that_a_stage_does_not_heed_are_errors(what: str, stage: int) -> None:
+def test_keys_that_a_stage_does_not_heed_are_errors(what: str, stage: Any) -> None:
     extra = {"zero_optimization": {what: {"device": "cpu"}}}
     with pytest.raises(UserError, match=rf"deepspeed\.zero_optimization\.{what} needs zero_stage=.*it is {stage}"):
         deepspeed_config(TrainOptions(zero_stage=stage, deepspeed=extra), False, 1, 1)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_gradients_add_up_in_float32(stage: int) -> None:
+def test_gradients_add_up_in_float32(stage: Any) -> None:
     config = deepspeed_config(TrainOptions(zero_stage=stage), True, 1, 1)
     assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
     assert config["zero_optimization"]["stage"] == max(stage, 1)

@@ -91,14 +91,14 @@ def defined(config: TrainConfig) -> list[dict[str, Any]]:
     optimizer = torch.optim.AdamW(trained.values(), weight_decay=config.weight_decay)
     examples = support.weigh(config)
     order = order_of(config, len(examples))
-    course = {"schedule": config.schedule, "warmup_fraction": config.warmup_fraction}
+    course: dict[str, Any] = {"schedule": config.schedule, "warmup_fraction": config.warmup_fraction}
     steps = []
     for step in range(STEPS):
         batch = [examples[index] for index in order.batch(step)]
         loss = loss_of(model, config, batch, keys, step)
         optimizer.zero_grad()
         loss.backward()
-        gradients = {name: parameter.grad.clone() for name, parameter in trained.items()}
+        gradients = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
         torch.nn.utils.clip_grad_norm_(trained.values(), config.max_gradient_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps=order.steps, highest=config.learning_rate, **course)

@@ -13,7 +13,7 @@ from nlft_ray.storage.folder import Folder
 def example(number: int, length: int = 5) -> Example:
     weights = (np.arange(length, dtype=np.float32) + number) % 3
     ids = np.arange(length + 2, dtype=np.int32) * number
-    return Example(f"row-{number:06d}", ids, 2, weights, 2 - weights, weights / 2)
+    return Example(f"row-{number:06d}", ids, 2, weights, 2 - weights, (weights / 2).astype(np.float32))
 
 
 def written(folder: Path, examples: Iterable[Example]) -> ExampleTable:

@@ -43,7 +43,7 @@ def trained(config: TrainConfig) -> dict[str, Tensor]:
     return weights_of(config)
 
 
-def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], **tolerance: float) -> None:
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], **tolerance: Any) -> None:
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         torch.testing.assert_close(tensor, right[name], **({"rtol": 0, "atol": 0} | tolerance))
@@ -95,6 +95,7 @@ def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -
     config = support.train_config(model, scored, tmp_path, epochs=1, batch_size=11)
     trained(config)
     (line,) = support.record(tmp_path)
+    policy: Any = config.policy
     base = AutoModelForCausalLM.from_pretrained(model)
     anchor, raised, lowered = 0.0, 0.0, 0.0
     for row in support.scored_rows():
@@ -103,7 +104,7 @@ def test_the_loss_is_recorded_by_part(model: str, scored: str, tmp_path: Path) -
         losses = cross_entropy(logits, ids[row["response_start"] :], reduction="none").double()
         weights = config.policy.weigh(facts_of(row))
         sign, weight = torch.from_numpy(weights.sign), torch.from_numpy(weights.weight)
-        anchor += (losses * config.policy.anchor).mean().item() if row["verdict"] == "correct" else 0.0
+        anchor += (losses * policy.anchor).mean().item() if row["verdict"] == "correct" else 0.0
         raised += (losses * weight * (sign > 0)).mean().item()
         lowered += (-torch.log1p(-torch.exp(-losses)) * weight * (sign < 0)).mean().item()
     expected = {"loss_anchor": anchor, "loss_likelihood": raised, "loss_unlikelihood": lowered}

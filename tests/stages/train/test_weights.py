@@ -1,6 +1,7 @@
 """Writing the weights needs little memory."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from tests.stages.train import support, workers
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
     """A model folder, and the size of its parameters in bytes: large against what a process grows by anyway."""
     folder, tokenizer = tmp_path_factory.mktemp("large"), byte_tokenizer()
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=1, **sizes))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
