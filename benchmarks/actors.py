@@ -1,4 +1,4 @@
-"""What do Ray and a second actor cost and gain? Scores the same rows in a bare loop, by one actor and by two.
+"""Cost of Ray, and gain of a second actor: the same rows scored in a bare loop, by one actor and by two.
 
     pip install 'nlft-ray[bench]'
     python benchmarks/actors.py --data ../shared/data/gsm8k --rows 512 --output actors.json
@@ -20,7 +20,7 @@ import harness
 NAMES = {"loop": "bare loop", "one": "one actor", "loops": "two loops", "two": "two actors"}
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = harness.parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--shape", choices=("60M", "tiny"), default="60M")
@@ -29,39 +29,41 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
-    if given.child:
+    arguments = parse_arguments()
+    if arguments.child:
         from nlft_ray.execution import process
 
         with process.starting():  # imports, of which the work is full
-            return work(json.loads(given.child))
-    harness.need_data(given.data)
+            return work(json.loads(arguments.child))
+    harness.need_data(arguments.data)
     with tempfile.TemporaryDirectory(prefix="actors-") as folder:
-        prepare(given, Path(folder))
-        seconds = {way: timed(given, way, folder) for way in NAMES}
+        prepare(arguments, Path(folder))
+        seconds = {way: timed(arguments, way, folder) for way in NAMES}
     machine = harness.describe_machine()
-    print(f"{machine}; one thread each; a random Llama of {given.shape} parameters, {given.dtype}; {given.rows} rows")
+    model = f"a random Llama of {arguments.shape} parameters, {arguments.dtype}"
+    print(f"{machine}; one thread each; {model}; {arguments.rows} rows")
     for way, name in NAMES.items():
-        print(f"{name:<11}{seconds[way]:8.1f} s {given.rows / seconds[way]:7.2f} examples/s")
+        print(f"{name:<11}{seconds[way]:8.1f} s {arguments.rows / seconds[way]:7.2f} examples/s")
     print(f"one actor over the bare loop: {seconds['one'] / seconds['loop'] - 1:+.1%}")
     print(f"two actors over one: {seconds['one'] / seconds['two']:.2f} times as fast")
     print(f"two loops over one: {seconds['loop'] / seconds['loops']:.2f} times as fast")
-    if given.output:
-        given.output.write_text(json.dumps({"machine": machine, "rows": given.rows, "seconds": seconds}, indent=1))
+    if arguments.output:
+        figures = {"machine": machine, "rows": arguments.rows, "seconds": seconds}
+        arguments.output.write_text(json.dumps(figures, indent=1))
 
 
-def prepare(given: argparse.Namespace, folder: Path) -> None:
+def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """Write the model and the examples table."""
     from scoring_rows import save_inputs
 
     from nlft_ray.tables.schema import EXAMPLES
 
-    _, rows = save_inputs(folder / "model", given.data, given.shape, given.dtype, given.rows)
+    _, rows = save_inputs(folder / "model", arguments.data, arguments.shape, arguments.dtype, arguments.rows)
     harness.write_table(folder / "examples", [harness.table_of(rows, EXAMPLES)], "examples")
 
 
-def timed(given: argparse.Namespace, way: str, folder: str) -> float:
-    task, parts = {"way": way, "folder": folder, "dtype": given.dtype}, 2 if way == "loops" else 1
+def timed(arguments: argparse.Namespace, way: str, folder: str) -> float:
+    task, parts = {"way": way, "folder": folder, "dtype": arguments.dtype}, 2 if way == "loops" else 1
     began = time.monotonic()
     tasks = [task | {"part": part, "parts": parts} for part in range(parts)]
     harness.call_children(__file__, tasks, OMP_NUM_THREADS="1")

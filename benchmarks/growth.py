@@ -1,4 +1,4 @@
-"""What scoring costs as the table grows: time and money, from a rate that was measured or assumed.
+"""Time and money of scoring as the table grows, from a rate that is measured or assumed.
 
     python benchmarks/growth.py                                          # docs/scaling.md, as it stands
     python benchmarks/growth.py --model 8B --tokens-per-second 17000     # with a rate of your own
@@ -37,7 +37,8 @@ class Scoring:
     model: Model
     gpu: str = "H100"
     tokens: int = 1200
-    """Of an example, through the model: the question once, then three contexts' rests and responses of 300 tokens."""
+    """Tokens of an example that go through the model: the question once, then the rests of three contexts and three
+    responses of 300 tokens."""
     response_tokens: int = 300
     dollars_per_hour: float = 3.0
     tokens_per_second: float | None = None

@@ -1,4 +1,4 @@
-"""How much do ids and files alone cost? What a stage does around its work, on a table of very many small files.
+"""Cost of ids and files alone: all that a stage does around its work, on a table of very many small files.
 
     python benchmarks/metadata.py --files 100000 --ids 10000000
     python benchmarks/metadata.py --files 1000 --ids 100000 --latency 30     # as if every look at a file took 30 ms

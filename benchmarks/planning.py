@@ -1,4 +1,4 @@
-"""How well `nlft-ray plan` predicts: memory that scoring and training really took, beside what it says.
+"""Predictions of `nlft-ray plan` beside the memory that scoring and training really take.
 
     python benchmarks/planning.py --output planning.json
 
@@ -34,7 +34,7 @@ EVERY_SIZE = list(CASES)[:5]
 _PER_WORKER = 4  # examples of an optimizer step
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     sizes = [size for size in SIZES if size != "tiny"]
     parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes)
@@ -44,16 +44,16 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
+    arguments = parse_arguments()
     comparisons = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in given.sizes:
-            for case in given.cases or (CASES if size == "60M" else EVERY_SIZE):
+        for size in arguments.sizes:
+            for case in arguments.cases or (CASES if size == "60M" else EVERY_SIZE):
                 comparisons.append(compare(Path(folder), size, case))
                 print(f"{size} {case}: {comparisons[-1]['ratio']:.2f}", flush=True)
     show(comparisons)
-    if given.output:
-        given.output.write_text(json.dumps(comparisons, indent=1))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(comparisons, indent=1))
 
 
 def compare(folder: Path, size: str, case: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the planning benchmark measures: real scoring and training on random Llamas, in processes of their own."""
+"""Cases of the planning benchmark: real scoring and training on random Llamas, in processes of their own."""
 
 import ctypes
 import gc
@@ -72,7 +72,7 @@ def measure(task: dict[str, Any]) -> int:
 
 
 def run_child(task: dict[str, Any]) -> int:
-    """Do the task on a tiny model, so that everything is imported; then on its own, and watch."""
+    """Do the task on a tiny model, so that everything is imported; then on its own model, and measure that."""
     os.environ["LOCAL_RANK"] = str(task["rank"])
     import torch
     import torch.distributed as dist

@@ -11,7 +11,7 @@ from nlft_ray.stages.score.contexts import Context, ScoringRow
 
 
 class Released(NamedTuple):
-    """Of the n response tokens."""
+    """Facts about the n response tokens."""
 
     p_base: Tensor
     p_judge: Tensor

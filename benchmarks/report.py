@@ -1,4 +1,4 @@
-"""How large is a report, how soon does it open, and does it follow the hand? Measured in a real Chromium.
+"""Size of a report, time until it opens, and how it follows the hand, in a real Chromium.
 
     python benchmarks/report.py --examples 1000 --tokens 300
 

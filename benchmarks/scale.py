@@ -1,4 +1,4 @@
-"""Does memory stay flat? Scores tables of growing size with a worker that does next to nothing.
+"""Memory as tables grow: scoring with a worker that does next to nothing.
 
     python benchmarks/scale.py 10000 1000000
 
@@ -136,8 +136,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=[10_000, 1_000_000], help="rows of each table")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        harness.answer(given.child, measure(given.child["rows"]))
+    arguments = parser.parse_args()
+    if arguments.child:
+        harness.answer(arguments.child, measure(arguments.child["rows"]))
     else:
-        main(given.sizes)
+        main(arguments.sizes)

@@ -21,7 +21,7 @@ NAMES = {"ours": "nlft-ray", "harness": "lm-evaluation-harness", "released": "re
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of a row's mean log-probability
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = harness.parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
@@ -38,33 +38,34 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
-    if given.child:
-        return run_child(json.loads(given.child))
-    harness.need_data(given.data)
+    arguments = parse_arguments()
+    if arguments.child:
+        return run_child(json.loads(arguments.child))
+    harness.need_data(arguments.data)
     import torch
 
     gpu = torch.cuda.is_available()
-    shape = given.shape or ("8B" if gpu else "60M")
-    dtypes = given.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"])
+    shape = arguments.shape or ("8B" if gpu else "60M")
+    dtypes = arguments.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"])
     machine = harness.describe_machine()
-    print(f"{machine}; {given.threads} threads; a random Llama of {shape} parameters; {given.rows} rows\n")
+    print(f"{machine}; {arguments.threads} threads; a random Llama of {shape} parameters; {arguments.rows} rows\n")
     tables = []
     for dtype in dtypes:
-        for instruction in given.instructions:
+        for instruction in arguments.instructions:
             with tempfile.TemporaryDirectory() as folder:
-                about = prepare(given, Path(folder), shape, dtype, instruction)
-                tables.append(about | {"measures": measure(given, folder, dtype)})
+                about = prepare(arguments, Path(folder), shape, dtype, instruction)
+                tables.append(about | {"measures": measure(arguments, folder, dtype)})
             show(tables[-1])
-    if given.output:
-        given.output.write_text(json.dumps({"machine": machine, "threads": given.threads, "tables": tables}, indent=1))
+    if arguments.output:
+        figures = {"machine": machine, "threads": arguments.threads, "tables": tables}
+        arguments.output.write_text(json.dumps(figures, indent=1))
 
 
-def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:
+def prepare(arguments: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:
     """Write model, tokenizer and rows into `folder`; returns what the table is about."""
     from scoring_rows import save_inputs
 
-    tokenizer, rows = save_inputs(folder, given.data, shape, dtype, given.rows, instruction)
+    tokenizer, rows = save_inputs(folder, arguments.data, shape, dtype, arguments.rows, instruction)
     lengths = {
         column: round(sum(len(tokenizer(row[column])["input_ids"]) for row in rows if row[column])
         / sum(row[column] is not None for row in rows))
@@ -73,18 +74,18 @@ def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, ins
     return {"dtype": dtype, "instruction": instruction, "rows": len(rows), "mean_tokens": lengths}
 
 
-def measure(given: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any]:
     """The fastest of several rounds over the patterns: others on the machine only ever make one slower."""
     tasks: dict[str, dict[str, Any]] = {}
-    for pattern in given.patterns:
-        task = {"folder": folder, "dtype": dtype, "threads": given.threads, "pattern": pattern}
+    for pattern in arguments.patterns:
+        task = {"folder": folder, "dtype": dtype, "threads": arguments.threads, "pattern": pattern}
         options: dict[str, Any] = {}
-        if pattern == "ours" and given.max_tokens_per_batch:
-            options["score"] = {"max_tokens_per_batch": given.max_tokens_per_batch}
+        if pattern == "ours" and arguments.max_tokens_per_batch:
+            options["score"] = {"max_tokens_per_batch": arguments.max_tokens_per_batch}
         if pattern == "harness":
-            options["batch_size"] = given.harness_batch_size or fastest_batch_size(task)
+            options["batch_size"] = arguments.harness_batch_size or fastest_batch_size(task)
         tasks[pattern] = task | {"options": options}
-    rounds = [{pattern: call_child(task) for pattern, task in tasks.items()} for _ in range(given.rounds)]
+    rounds = [{pattern: call_child(task) for pattern, task in tasks.items()} for _ in range(arguments.rounds)]
     return {pattern: min((one[pattern] for one in rounds), key=lambda measure: measure["seconds"]) for pattern in tasks}
 
 

@@ -29,7 +29,7 @@ NAMES = {
 MICRO_BATCH_SIZES = (1, 2, 4)  # tried for each pattern that has a choice; the fastest counts
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = harness.parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=12, help="measured optimizer steps")
     parser.add_argument("--warm-up-steps", type=int, default=2)
@@ -46,56 +46,57 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
-    if given.child:
-        return run_child(json.loads(given.child))
-    harness.need_data(given.data)
+    arguments = parse_arguments()
+    if arguments.child:
+        return run_child(json.loads(arguments.child))
+    harness.need_data(arguments.data)
     import torch
 
-    shape = given.shape or ("8B" if torch.cuda.is_available() else "60M")
+    shape = arguments.shape or ("8B" if torch.cuda.is_available() else "60M")
     machine = harness.describe_machine()
     print(
-        f"{machine}; {given.threads} threads; a random Llama of {shape} parameters, LoRA of rank 16; "
-        f"{given.steps} steps of {given.batch_size} examples after {given.warm_up_steps} that do not count\n"
+        f"{machine}; {arguments.threads} threads; a random Llama of {shape} parameters, LoRA of rank 16; "
+        f"{arguments.steps} steps of {arguments.batch_size} examples after {arguments.warm_up_steps} that do not "
+        "count\n"
     )
     tables = []
-    for dtype in given.dtypes:
-        for instruction in given.instructions:
+    for dtype in arguments.dtypes:
+        for instruction in arguments.instructions:
             with tempfile.TemporaryDirectory() as folder:
-                about = prepare(given, Path(folder), shape, dtype, instruction)
-                tables.append(about | {"measures": measure(given, folder, dtype)})
-            show(tables[-1], given.batch_size)
-            if given.output:
-                about = {"machine": machine, "threads": given.threads, "batch_size": given.batch_size}
-                given.output.write_text(json.dumps(about | {"tables": tables}, indent=1))
+                about = prepare(arguments, Path(folder), shape, dtype, instruction)
+                tables.append(about | {"measures": measure(arguments, folder, dtype)})
+            show(tables[-1], arguments.batch_size)
+            if arguments.output:
+                about = {"machine": machine, "threads": arguments.threads, "batch_size": arguments.batch_size}
+                arguments.output.write_text(json.dumps(about | {"tables": tables}, indent=1))
 
 
-def prepare(given: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:
+def prepare(arguments: argparse.Namespace, folder: Path, shape: str, dtype: str, instruction: str) -> dict[str, Any]:
     """Write model, tokenizer and scored rows into `folder`; returns what the table is about."""
     from scoring_rows import save_inputs
     from training_patterns import write_scored
 
-    count = (given.steps + given.warm_up_steps) * given.batch_size
-    _, rows = save_inputs(folder / "model", given.data, shape, dtype, count, instruction)
+    count = (arguments.steps + arguments.warm_up_steps) * arguments.batch_size
+    _, rows = save_inputs(folder / "model", arguments.data, shape, dtype, count, instruction)
     lengths = write_scored(folder, rows)
     return {"dtype": dtype, "instruction": instruction, "rows": count, "mean_tokens": lengths}
 
 
-def measure(given: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, folder: str, dtype: str) -> dict[str, Any]:
     task = {
         "folder": folder,
         "dtype": dtype,
-        "threads": given.threads,
-        "batch_size": given.batch_size,
-        "warm_up_steps": given.warm_up_steps,
+        "threads": arguments.threads,
+        "batch_size": arguments.batch_size,
+        "warm_up_steps": arguments.warm_up_steps,
     }
     measures = {}
-    for pattern in given.patterns:
-        sizes = [given.micro_batch_size] if given.micro_batch_size else MICRO_BATCH_SIZES
+    for pattern in arguments.patterns:
+        sizes = [arguments.micro_batch_size] if arguments.micro_batch_size else MICRO_BATCH_SIZES
         if pattern == "released":  # an example at a time is what makes the pattern
             sizes = [1]
         if pattern == "ours2":
-            sizes = [size for size in sizes if size <= given.batch_size // 2] or [1]
+            sizes = [size for size in sizes if size <= arguments.batch_size // 2] or [1]
         trials = []
         for size in sizes:
             trials.append(call_child(task | {"pattern": pattern, "micro_batch_size": size}))

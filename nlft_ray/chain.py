@@ -30,7 +30,7 @@ from nlft_ray.tables.manifest import StageResult
 
 
 class PolicyOutcome(Strict):
-    """What became of the model under one policy in one round."""
+    """The stages of one policy in one round: from its examples to its model's accuracy."""
 
     round: int
     """Counts from 1."""
@@ -48,7 +48,7 @@ class PolicyOutcome(Strict):
 
 
 class RunResult(Strict):
-    """What `run` returns."""
+    """The stages of a whole run: what `run` returns."""
 
     config: RunConfig
     examples: StageResult
@@ -192,23 +192,23 @@ class _Round:
         self, policy: Any, examples: StageResult, scored: StageResult
     ) -> list[tuple[StageResult, StageResult]]:
         """Weights and model of each training: one, or with `refresh` one for each epoch."""
-        name, pieces = policy.name, _epochs(self._config.train) if self._config.refresh else [self._config.train]
-        done: list[tuple[StageResult, StageResult]] = []
-        for epoch, options in enumerate(pieces, start=1):
+        name, trainings = policy.name, _epochs(self._config.train) if self._config.refresh else [self._config.train]
+        results: list[tuple[StageResult, StageResult]] = []
+        for epoch, options in enumerate(trainings, start=1):
             step = f"refresh/{name}/after-epoch-{epoch}"
-            last = epoch == len(pieces)
-            model = _exported(self._model, done[-1][1]) if done else self._model
+            last = epoch == len(trainings)
+            model = _exported(self._model, results[-1][1]) if results else self._model
             trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
             inputs = {"input": scored.output, "policy": policy, "model": model, "backend": self._config.pool.backend}
             train = self.stage("train", options, trained, **inputs)
-            done.append((train, self.stage("export", self._config.export, exported, input=train.output)))
+            results.append((train, self.stage("export", self._config.export, exported, input=train.output)))
             if not last:
-                scored = self.scored(examples, f"{step}/scored", model=_exported(model, done[-1][1]))
-        return done
+                scored = self.scored(examples, f"{step}/scored", model=_exported(model, results[-1][1]))
+        return results
 
 
 def _pool_of_a_server(pool: PoolConfig) -> PoolConfig:
-    """Where a server judges, actors only wait for its answers: on any node, without holding what scoring needs."""
+    """The pool for judging by a server: its actors only wait for answers, so they take any node and no GPU."""
     return pool.model_copy(update={"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0})
 
 

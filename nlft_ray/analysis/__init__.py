@@ -1,1 +1,1 @@
-"""What a finished folder says: saliency, accuracy, a run's record, the model card."""
+"""Readings of finished folders: saliency, figures, accuracy, a run's record, the model card."""

@@ -1,4 +1,4 @@
-"""What a model writes when it is prompted: batched generation in one process. Knows neither tables nor Ray."""
+"""Batched generation in one process: completions of prompts. Knows neither tables nor Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from nlft_ray.models.prompts import PromptKind, prompt_ids
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen."""
+    """Settings by which tokens are chosen."""
 
     max_new_tokens: int
     temperature: float = 0.0  # 0 is greedy
@@ -23,17 +23,17 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote after a prompt, or why it could not."""
+    """The model's text after a prompt, or the reason why there is none."""
 
     prompt_tokens: int
     ids: list[int] = field(default_factory=list)
-    """With the end-of-turn token, where the model wrote one."""
+    """Ids of the text, with the end-of-turn token where the model wrote one."""
     text: str = ""
-    """Without special tokens, and without white space around it."""
+    """The text without special tokens, and without white space around it."""
     ended: bool = False
-    """False where the model was cut off before it ended its turn."""
+    """Whether the model ended its turn; False where it was cut off."""
     problem: str | None = None
-    """Why there is no completion: the prompt is too long."""
+    """Reason why there is no completion: the prompt is too long."""
 
     @property
     def tokens(self) -> int:
