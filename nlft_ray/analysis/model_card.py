@@ -66,14 +66,14 @@ def refreshed_card(card: str, run: Run, training: StageRecord, evaluation: Stage
     _, end, after = rest.rpartition(_END)
     if not (begin and end):
         return None
-    parsed = _parse(f"{before}{_BEGIN}\n{_body(run, training, evaluation)}\n{_END}{after}")
+    model_card = _parse(f"{before}{_BEGIN}\n{_body(run, training, evaluation)}\n{_END}{after}")
     datasets = [name for record in run.of_stage("import") if (name := _dataset(record))]
-    if datasets and not parsed.data.get("datasets"):
-        parsed.data["datasets"] = sorted(set(datasets))
+    if datasets and not model_card.data.get("datasets"):
+        model_card.data["datasets"] = sorted(set(datasets))
     if evaluation is not None:
-        parsed.data["model_name"] = training.leaf
-        parsed.data["eval_results"] = [_eval_result(accuracy(evaluation), run.origin(evaluation))]
-    return str(parsed)
+        model_card.data["model_name"] = training.leaf
+        model_card.data["eval_results"] = [_eval_result(accuracy(evaluation), run.origin(evaluation))]
+    return str(model_card)
 
 
 def card_metadata(card: str) -> dict[str, Any]:
