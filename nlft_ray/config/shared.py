@@ -106,8 +106,9 @@ class ModelConfig(Strict):
     quantization: dict[str, Any] | None = None
     """Load the weights quantised: transformers' settings for it, such as
     {quant_method: bitsandbytes, load_in_4bit: true}. It needs the method's own package, and LoRA to train."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation of transformers; `auto` is sdpa where the model's family has it and eager where not. An
+    output that was begun goes on with its own."""
     max_length: PositiveInt | None = None
     """Most tokens of prompt and response together; unset, what the model's configuration allows."""
     end_of_turn_token: str | None = None

@@ -4,13 +4,15 @@ Each ability is tried on a few tokens: models scale or cap their logits, attend 
 or mix texts in places that no configuration names.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nlft_ray.models.packing import PackedTexts, attend_by_segments, keeps_every_token, moved
+from nlft_ray.models.packing import PackedTexts, attend_by_segments, body, keeps_keys_and_values, moved
+from nlft_ray.models.prefix_states import PrefixStates
 
 TRIAL_PROMPT = [number % 5 for number in range(1, 20)]
 """Ids that every vocabulary has, and enough of them to be worth sharing (`core.prefix`)."""
@@ -26,9 +28,16 @@ def equal_but_for_rounding(values: Tensor, reference: Tensor, dtype: torch.dtype
 
 @torch.inference_mode()
 def stores_prefixes(model: PreTrainedModel) -> bool:
-    """Whether what texts begin with can be run once and read by all that follows it."""
-    input_ids = torch.tensor([TRIAL_PROMPT], device=model.device)
-    return keeps_every_token(model.base_model(input_ids=input_ids, use_cache=True).get("past_key_values"))
+    """Whether what texts begin with can be run once and read by all that follows it, with the same result."""
+    if not keeps_keys_and_values(model.config):
+        return False
+    stored = PrefixStates(model).get(TRIAL_PROMPT)
+    if stored is None or stored.get_seq_length() != len(TRIAL_PROMPT):
+        return False  # it keeps its states elsewhere
+    responses = torch.tensor([[*response][:2] for response in TRIAL_RESPONSES], device=model.device)
+    after = model(responses, past_key_values=stored, use_cache=True).logits[:, -1].float()
+    alone = _last_logits(model, [[*TRIAL_PROMPT, *response] for response in responses.tolist()])
+    return equal_but_for_rounding(after, alone, model.dtype)
 
 
 @torch.inference_mode()
@@ -37,10 +46,9 @@ def start_packing(model: PreTrainedModel) -> bool:
 
     Where it does not, False, and its attention is what it was.
     """
-    configured = model.config._attn_implementation
-    texts = [[*TRIAL_PROMPT, *response] for response in TRIAL_RESPONSES]
-    alone = torch.stack([model(torch.tensor([ids], device=model.device)).logits[0, -1] for ids in texts]).float()
-    if not attend_by_segments(model):
+    alone = _last_logits(model, [[*TRIAL_PROMPT, *response] for response in TRIAL_RESPONSES])
+    undo = attend_by_segments(model)
+    if undo is None:
         return False
     packed, ends = PackedTexts(), []
     prompt = packed.append(TRIAL_PROMPT, packed.beginning)
@@ -48,18 +56,27 @@ def start_packing(model: PreTrainedModel) -> bool:
         packed.append(response, prompt)
         ends.append(len(packed.ids) - 1)
     inputs: dict[str, Any] = moved(packed.inputs(), model.device)
-    together = model(**inputs).logits[0, ends].float()
-    if equal_but_for_rounding(together, alone, model.dtype):
-        return True
-    model.set_attn_implementation(configured)
+    try:
+        together = model(**inputs).logits[0, ends].float()
+        if equal_but_for_rounding(together, alone, model.dtype):
+            return True
+    except (TypeError, ValueError):  # it makes something of its own from a mask (ALiBi), or takes no such argument
+        pass
+    undo()
     return False
+
+
+def _last_logits(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """(len(texts), V) float32: what the model expects after each text, which it reads alone."""
+    inputs = [torch.tensor([list(ids)], device=model.device) for ids in texts]
+    return torch.stack([model(ids, use_cache=False).logits[0, -1] for ids in inputs]).float()
 
 
 @torch.inference_mode()
 def only_the_head_follows(model: PreTrainedModel) -> bool:
     """Whether a model's logits are its LM head of the last hidden states, bit for bit: some scale or cap them."""
     inputs = {"input_ids": torch.tensor([TRIAL_PROMPT[:2]], device=model.device)}
-    hidden = model.base_model(**inputs).last_hidden_state
+    hidden = body(model)(**inputs).last_hidden_state
     return torch.equal(model.get_output_embeddings()(hidden), hidden_and_logits(model, inputs)[1])
 
 

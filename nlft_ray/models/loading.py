@@ -105,7 +105,7 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype_of(config),
-            attn_implementation=config.attention,
+            attn_implementation=None if config.attention == "auto" else config.attention,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             device_map=device_map,

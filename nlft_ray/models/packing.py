@@ -4,17 +4,19 @@ What texts begin with in common stands there once, a segment that others continu
 same whatever follows, and the gradients of all that continues it add up in it.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-_ATTENTION = "nlft_ray_segments"  # its name among transformers' attention implementations
-_sdpa_attention = AttentionInterface()["sdpa"]
+_BY_SEGMENTS = {"sdpa": "nlft_ray_segments", "eager": "nlft_ray_segments_eager"}
+"""What takes the place of transformers' attention implementations, by its name among them."""
 _BLOCK = 192  # queries at a time on a CPU, so that their scores stay in its cache and few of them are masked
 _MULTIPLE = 64  # sizes are rounded up to multiples of this: oneDNN compiles a kernel for every shape that it meets
 
@@ -58,7 +60,7 @@ class PackedTexts:
         self.ids.extend(tokens)
         self.positions.extend(range(seen, seen + len(tokens)))
         reads = (*continued, slice(own.start + self.stored, own.stop + self.stored))
-        mask = torch.ones(1, 1, len(tokens), seen + len(tokens), dtype=torch.bool).tril(seen) if seen else None
+        mask = _causal(len(tokens), seen + len(tokens)) if seen else None
         self.segments.append(Segment(own, reads, mask))
         return reads
 
@@ -85,56 +87,128 @@ def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: move(value) for name, value in inputs.items()}
 
 
-def attend_by_segments(model: PreTrainedModel) -> bool:
-    """Make the model's attention read packed texts.
+def attend_by_segments(model: PreTrainedModel) -> Callable[[], None] | None:
+    """Make a model read packed texts: by segments where its attention can be exchanged, else by a mask of all tokens.
 
-    False, and nothing done, where it has another attention than sdpa, or keeps states that are not keys and values of
-    every token (a sliding window, a recurrence). A model may yet mix texts elsewhere: `abilities` tries what it gives.
+    It may yet mix texts in other places: `abilities` tries what it gives.
+
+    Returns:
+        What undoes it; None, and nothing done, where layers keep other states than keys and values of tokens (a
+        recurrence), or look through windows that only their masks know.
     """
-    if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
-        return False
-    if not keeps_every_token(DynamicCache(config=model.config)):
-        return False
-    model.set_attn_implementation(_ATTENTION)
-    return True
+    configured = model.config._attn_implementation
+    if configured not in _BY_SEGMENTS or not keeps_keys_and_values(model.config):
+        return None
+    windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
+    if model._supports_attention_backend:
+        if windows and not model._supports_flash_attn:  # which takes no mask, so that layers name it their windows
+            return None
+        model.set_attn_implementation(_BY_SEGMENTS[configured])
+        return partial(model.set_attn_implementation, configured)
+    if windows or configured != "sdpa" or getattr(model.config, "alibi", False):  # makes biases from a mask of its own
+        return None
+    hooks = [module.register_forward_pre_hook(_mask_segments, with_kwargs=True) for module in (model, body(model))]
+    return partial(_remove, hooks)
 
 
-def keeps_every_token(cache: object) -> bool:
-    """Whether it holds keys and values of every token in every layer: no sliding window, no recurrent state."""
-    layers = cache.layers if isinstance(cache, DynamicCache) else []
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+def body(model: PreTrainedModel) -> Any:
+    """The model without its LM head."""
+    return model.model if model.base_model is model else model.base_model  # Llama 4 names another prefix than it has
 
 
-def _attention(
+def keeps_keys_and_values(config: PreTrainedConfig) -> bool:
+    """Whether all states of a model are keys and values of tokens, of some perhaps through a window: no recurrence."""
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def _attend(
+    plain: Callable[..., tuple[Tensor, Any]],
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     segments: Sequence[Segment] | None = None,
-    scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     """(1, heads, N, dim) queries, (1, key heads, stored + N, dim) keys and values → (1, N, heads, dim)."""
     if segments is None:
-        return _sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return plain(module, query, key, value, attention_mask, **kwargs)
     # Blocks keep their scores for a backward pass, which the fused kernel does without.
-    blocks = query.device.type == "cpu" and query.dtype != torch.float32 and not torch.is_grad_enabled()
+    half_on_cpu = query.device.type == "cpu" and query.dtype != torch.float32
+    blocks = plain is _sdpa and half_on_cpu and not torch.is_grad_enabled()
+    window = kwargs.get("sliding_window")
     outputs = []
     for segment in segments:
         own = query[:, :, segment.own]
         keys, values = ([states[:, :, part] for part in segment.reads] for states in (key, value))
-        if blocks:
-            output = _in_blocks(own, keys, values, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        n, seen = own.shape[2], sum(part.shape[2] for part in keys)
+        if window is not None and seen > window:
+            near = min(seen, n + window - 1)
+            parts = (_joined(states)[:, :, -near:] for states in (keys, values))
+            output, _ = plain(module, own, *parts, _causal(n, near, window, own.device), **kwargs)
+        elif blocks:
+            output = _in_blocks(own, keys, values, kwargs.get("scaling") or query.shape[-1] ** -0.5)
         else:
-            arguments = (own, _joined(keys), _joined(values), segment.mask)
-            output, _ = _sdpa_attention(module, *arguments, scaling=scaling, **kwargs)
+            output, _ = plain(module, own, _joined(keys), _joined(values), segment.mask, **kwargs)
         outputs.append(output)
     return torch.cat(outputs, dim=1), None
 
 
-AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, AttentionMaskInterface()["sdpa"])
+_sdpa = AttentionInterface()["sdpa"]
+
+
+def _eager(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Any]:
+    """The attention that the model's own file defines, with its caps and sinks, for a boolean mask or none."""
+    if mask is None:
+        mask = _causal(query.shape[2], key.shape[2], None, query.device)
+    if mask.dtype == torch.bool:
+        mask = _added(mask, query.dtype)
+    output: tuple[Tensor, Any] = sys.modules[type(module).__module__].eager_attention_forward(
+        module, query, key, value, mask, **kwargs
+    )
+    return output
+
+
+for _name, _plain in (("sdpa", _sdpa), ("eager", _eager)):
+    AttentionInterface.register(_BY_SEGMENTS[_name], partial(_attend, _plain))
+    AttentionMaskInterface.register(_BY_SEGMENTS[_name], AttentionMaskInterface()[_name])
+
+
+def _mask_segments(model: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before a pass over packed texts: in place of their segments, one mask (1, 1, N, stored + N)."""
+    named = dict(named)
+    segments: Sequence[Segment] = named.pop("segments", ())
+    if segments:
+        ids = named["input_ids"]
+        total = max(part.stop for segment in segments for part in segment.reads)
+        allowed = torch.zeros(1, 1, ids.shape[1], total, dtype=torch.bool, device=ids.device)
+        for segment in segments:
+            rows = allowed[:, :, segment.own]
+            for part in segment.reads[:-1]:
+                rows[..., part] = True
+            rows[..., segment.reads[-1]] = _causal(rows.shape[2], rows.shape[2], None, ids.device)
+        named["attention_mask"] = _added(allowed, model.dtype)
+    return arguments, named
+
+
+def _remove(hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
+def _causal(n: int, seen: int, window: int | None = None, device: torch.device | None = None) -> Tensor:
+    """(1, 1, n, seen) bool: what each of the last n of `seen` tokens sees, itself among the last `window` ones."""
+    mask = torch.ones(1, 1, n, seen, dtype=torch.bool, device=device).tril(seen - n)
+    return mask if window is None else mask.triu(seen - n - window + 1)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores in place of a boolean mask."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -6,11 +6,14 @@ examples: it runs through the model once and is read by every batch after it.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from nlft_ray.models.packing import body
 
 _PREFIXES_AT_ONCE = 4  # one for each context, and one more
 
@@ -36,7 +39,8 @@ class PrefixStates:
 
     def _compute(self, prefix: Sequence[int]) -> Cache:
         input_ids = torch.tensor([list(prefix)], device=self._model.device)
-        computed = self._model.base_model(input_ids=input_ids, use_cache=True).past_key_values
+        computed = DynamicCache()  # which keeps all tokens of a sliding window too: masks know how far it reaches
+        body(self._model)(input_ids=input_ids, use_cache=True, past_key_values=computed)
         shared = DynamicCache()
         shared.layers = [_ReadOnlyLayer(layer) for layer in computed.layers]
         return shared
@@ -48,12 +52,10 @@ class _ReadOnlyLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, computed: DynamicLayer):
+    def __init__(self, computed: Any):
         super().__init__()
-        assert computed.keys is not None
-        assert computed.values is not None
         self.keys, self.values = computed.keys, computed.values
-        self.dtype, self.device = computed.keys.dtype, computed.keys.device
+        self.dtype, self.device = computed.dtype, computed.device
         self.is_initialized = True
 
     def update(

@@ -20,9 +20,19 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[bool, bool, bool]]] = {
     # model type, its shape, whether it stores prefixes, reads packed texts, and ends with its head
     "llama": ("llama", GATED, (True, True, True)),
     "gpt2": ("gpt2", {"n_positions": 64}, (True, True, True)),
-    "mistral, with a sliding window": ("mistral", GATED | {"sliding_window": 8}, (False, False, True)),
+    "mistral, with a sliding window": ("mistral", GATED | {"sliding_window": 8}, (True, True, True)),
     "cohere, which scales its logits": ("cohere", GATED | {"logit_scale": 0.25}, (True, True, False)),
-    "gemma2, which caps its logits": ("gemma2", GATED | {"final_logit_softcapping": 2.0}, (False, False, False)),
+    "gemma2, which caps its logits": ("gemma2", GATED | {"final_logit_softcapping": 2.0}, (True, True, False)),
+    "falcon, by a mask": ("falcon", {}, (True, True, True)),
+    "falcon, with ALiBi": ("falcon", {"alibi": True}, (True, False, True)),
+    "bloom, with ALiBi": ("bloom", {}, (True, False, True)),
+    "llama4, whose windows its masks alone know": (
+        "llama4_text",
+        GATED | {"intermediate_size_mlp": 24, "num_local_experts": 2, "attention_chunk_size": 8},
+        (True, False, True),
+    ),
+    "lfm2, with convolutions": ("lfm2", GATED | {"layer_types": ["conv", "full_attention"]}, (False, False, True)),
+    "mamba, a recurrence": ("mamba", {"state_size": 4}, (False, False, True)),
 }
 
 
@@ -39,8 +49,9 @@ def test_abilities_of_some_architectures(name: str) -> None:
     model = random_model(kind, shape)
     before = model.config._attn_implementation
     assert (stores_prefixes(model), start_packing(model), only_the_head_follows(model)) == abilities
-    packs = abilities[1]
-    assert (model.config._attn_implementation == before) != packs
+    if not abilities[1]:
+        assert model.config._attn_implementation == before
+        assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -39,8 +39,12 @@ def config(model: str, **changes: Any) -> ScoreConfig:
 
 
 def score(config: ScoreConfig, rows: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], Any]:
+    return score_with(ScoreWorker(config), rows)
+
+
+def score_with(worker: ScoreWorker, rows: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], Any]:
     full = [dict.fromkeys(EXAMPLES.names) | row for row in rows]
-    worked = ScoreWorker(config)(pa.Table.from_pylist(full, schema=EXAMPLES), seed=0)
+    worked = worker(pa.Table.from_pylist(full, schema=EXAMPLES), seed=0)
     assert worked.table.schema.equals(SCORED)
     return {row["id"]: row for row in worked.table.to_pylist()}, worked
 
@@ -107,7 +111,8 @@ def test_a_shared_prefix_runs_once_and_changes_nothing(
     worker = ScoreWorker(config(path, max_tokens_per_batch=1024))
 
     def note(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
-        from_the_start.append(named.get("past_key_values") is None)
+        stored = named.get("past_key_values")
+        from_the_start.append(stored is None or stored.get_seq_length() == 0)
         tokens.append(named["input_ids"].numel())
 
     worker._scorer._model.base_model.register_forward_pre_hook(note, with_kwargs=True)

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from nlft_ray.models.abilities import hidden_and_logits, only_the_head_follows
+from nlft_ray.models.packing import body
 
 LOGITS_AT_A_TIME = 256
 """Response tokens whose logits exist at a time: with fewer, the product with the head's weights is slow."""
@@ -47,7 +48,7 @@ class ResponseHead:
             keep: (B, T) bool, the N positions that predict response tokens.
         """
         if self._only_head_follows:
-            hidden = self._model.base_model(**inputs).last_hidden_state
+            hidden = body(self._model)(**inputs).last_hidden_state
             return ResponseStates(hidden[keep.to(hidden.device)], None)
         hidden, logits = hidden_and_logits(self._model, inputs)
         return ResponseStates(hidden[keep.to(hidden.device)], logits[keep.to(logits.device)])

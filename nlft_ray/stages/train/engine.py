@@ -227,7 +227,7 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     model: Any = load_model(config.model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    packed = config.packed and attend_by_segments(model)
+    packed = config.packed and attend_by_segments(model) is not None
     if config.lora is not None:
         model = with_adapters(model, config.model, config.lora, config.seed)
     head = LogOddsHead.replace(model)

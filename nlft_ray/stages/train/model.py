@@ -149,8 +149,9 @@ def use_keyed_dropout(model: nn.Module, probability: float) -> TokenKeys | None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):  # of a function that the module calls
+                setattr(module, name, 0.0)
         if probability and hasattr(module, "lora_dropout"):
             for name in module.lora_dropout:
                 module.lora_dropout[name] = KeyedDropout(probability, layers, keys)

@@ -27,9 +27,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
     "llama": ("llama", GATED, True, True),
     "qwen3": ("qwen3", GATED, True, True),
     "gpt2, whose own dropout is off": ("gpt2", {"n_positions": 64, "resid_pdrop": 0.5}, True, True),
-    "mistral, with a sliding window": ("mistral", GATED | {"sliding_window": 8}, False, True),
+    "mistral, with a sliding window": ("mistral", GATED | {"sliding_window": 8}, True, True),
     "cohere, which scales its logits": ("cohere", GATED | {"logit_scale": 0.25}, True, False),
-    "gemma2, which caps its logits": ("gemma2", GATED | {"final_logit_softcapping": 2.0}, False, False),
+    "gemma2, which caps its logits": ("gemma2", GATED | {"final_logit_softcapping": 2.0}, True, False),
+    "falcon, by a mask": ("falcon", {}, True, True),
+    "bloom, with ALiBi": ("bloom", {}, False, True),
 }
 
 
@@ -40,9 +42,7 @@ def build(folder: Path, kind: str, shape: dict[str, Any], **changes: Any) -> Eng
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    attention = "sdpa" if model._supports_sdpa else "eager"
-    named = {"path": str(folder), "attention": attention}
-    return build_engine(support.train_config(str(folder), "-", folder / "out", model=named, **changes), 1)
+    return build_engine(support.train_config(str(folder), "-", folder / "out", **changes), 1)
 
 
 @pytest.mark.parametrize("name", MODELS)

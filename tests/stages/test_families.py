@@ -1,0 +1,55 @@
+"""Every family of models scores, trains, generates and is exported, and the figures are those of the definition."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from nlft_ray.config import PromptConfig, ScoreConfig
+from nlft_ray.models.loading import load_tokenizer
+from nlft_ray.models.prompts import prompt_ids
+from nlft_ray.stages.score.worker import ScoreWorker
+from tests.random_models import FAMILIES, save_random_model
+from tests.rows import example
+from tests.stages.test_score import plain_facts, score_with
+
+INSTRUCTION = "Answer like these. 1 + 1? #### 2. "
+ROWS = [
+    example("right", correct=True, instruction=INSTRUCTION),
+    example("wrong", correct=False, instruction=INSTRUCTION, response="2 + 2, let me see: one, two. #### 5"),
+    example("open", correct=False, instruction=INSTRUCTION, standard_answer=None),
+]
+PADDED = {"bloom", "llama4_text", "lfm2", "mamba"}
+"""Families whose texts cannot stand one after another."""
+WITHOUT_PREFIX = {"lfm2", "mamba"}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("families")
+    return {family: save_random_model(folder / family, family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_a_plain_forward_pass(family: str, models: dict[str, str]) -> None:
+    config = ScoreConfig.model_validate({"input": "i", "output": "o", "model": {"path": models[family]}})
+    worker = ScoreWorker(config)
+    scored, worked = score_with(worker, ROWS)
+    assert worked.rejects == []
+    model = AutoModelForCausalLM.from_pretrained(models[family]).eval()
+    tokenizer = load_tokenizer(config.model)
+    for row in ROWS:
+        response = [*tokenizer(row["response"])["input_ids"], tokenizer.eos_token_id]
+        for context in ("base", "judge", "standard"):
+            found: Any = scored[row["id"]][f"logp_{context}"]
+            if found is not None:
+                prompt = prompt_ids(tokenizer, PromptConfig(), context, row)
+                logp, _, hidden = plain_facts(model, prompt, response)
+                np.testing.assert_allclose(found, logp, atol=1e-5, rtol=1e-5)
+                if context == "base":
+                    np.testing.assert_allclose(scored[row["id"]]["hidden_norm"], hidden.norm(dim=-1), rtol=1e-5)
+    assert (worker._scorer.packs, worker._scorer._stores_prefixes) == (
+        family not in PADDED,
+        family not in WITHOUT_PREFIX,
+    )
