@@ -13,6 +13,7 @@ from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
+from nlft_ray.models.automatic import automatic_settings
 from nlft_ray.models.prompts import prompts_fingerprint
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
@@ -27,8 +28,8 @@ from nlft_ray.tables.manifest import (
     identity_of,
     input_fingerprint,
     read_manifest,
-    settle_dtype,
-    with_settled_dtype,
+    settle_model,
+    with_settled_model,
 )
 from nlft_ray.tables.shards import (
     DATA,
@@ -81,9 +82,9 @@ def run_table_stage(
     identify = partial(_identity, work, writes, input_manifest)
     begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
     identity = identify() if begun else executor.connect_during(identify)
-    on_gpu = partial(executor.has_gpus, work)
     if loads_model:
-        identity = settle_dtype(output, identity, overwrite=config.overwrite, on_gpu=on_gpu)
+        automatic = automatic_settings(config.model, partial(executor.has_gpus, work))
+        identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = finished_shards(output, shards)
@@ -94,7 +95,7 @@ def run_table_stage(
     _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
     if loads_model:
-        work = replace(work, config=with_settled_dtype(config, identity, on_gpu))
+        work = replace(work, config=with_settled_model(config, identity, automatic))
     _do_missing(work, executor, shards, reports)
     manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
     _audit(shards, reports, ids, input_manifest)

@@ -116,6 +116,22 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     return model.eval() if placed else model.eval().to(on or device())
 
 
+def supported_attention(config: ModelConfig) -> str:
+    """The attention that transformers gives a model that names none: `sdpa` where its family has it, else `eager`.
+
+    Raises:
+        UserError: transformers does not know it.
+    """
+    folder = model_folder(config, weights=False)
+    try:
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.path: {config.path} does not load: {error}") from error
+    return str(model.config._attn_implementation)
+
+
 def _quantization(config: ModelConfig) -> Any:
     if config.quantization is None:
         return None

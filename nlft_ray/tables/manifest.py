@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from nlft_ray._version import __version__
 from nlft_ray.config import StageConfig, Strict, WithModel
-from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.storage.folder import Folder
@@ -149,35 +148,38 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
     return None
 
 
-def settle_dtype(folder: Folder, identity: Identity, *, overwrite: bool, on_gpu: Callable[[], bool]) -> Identity:
-    """The identity with the model's `dtype: auto` as what it becomes, so that no worker decides for itself.
+Automatic = Mapping[str, Callable[[], str]]
+"""The model's settings that may be `auto`, and how each is chosen (`models.automatic`)."""
 
-    An output that was begun goes on in the type that stands in its plan, whatever the devices are now; older plans say
-    `auto`, and keep it. Otherwise `on_gpu` says where the workers will run, which may take a cluster's start to know.
+
+def settle_model(folder: Folder, identity: Identity, *, overwrite: bool, automatic: Automatic) -> Identity:
+    """The identity with what the model's `auto` settings become, so that no worker decides for itself.
+
+    An output that was begun goes on with what stands in its plan, whatever the devices are now; older plans may say
+    `auto`, and keep it. Otherwise each is chosen, which may take a cluster's start.
     """
-    if identity.config["model"]["dtype"] != "auto":
-        return identity
-    if folder.has(PLAN):
+    left_open = [name for name in automatic if identity.config["model"][name] == "auto"]
+    if left_open and folder.has(PLAN):
         existing = Identity.model_validate_json(folder.read_text(PLAN))
-        same = _with_dtype(identity, existing.config.get("model", {}).get("dtype", "auto"))
+        begun = existing.config.get("model", {})
+        same = _with_model(identity, {name: begun.get(name, "auto") for name in left_open})
         if same == existing or not overwrite:  # else `begin` refuses, and names what differs besides
             return same
-    return _with_dtype(identity, automatic_dtype(on_gpu=on_gpu()))
+    return _with_model(identity, {name: automatic[name]() for name in left_open})
 
 
-def with_settled_dtype(config: Config, identity: Identity, on_gpu: Callable[[], bool]) -> Config:
-    """The configuration for workers, whose model has the dtype of the identity: they cannot disagree.
+def with_settled_model(config: Config, identity: Identity, automatic: Automatic) -> Config:
+    """The configuration for workers, whose model has the settings of the identity: they cannot disagree.
 
-    For an older plan, which says `auto`, their devices decide, as they did.
+    Where an older plan says `auto`, it is chosen now, as it was then.
     """
-    dtype = identity.config["model"]["dtype"]
-    if dtype == "auto":
-        dtype = automatic_dtype(on_gpu=on_gpu())
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    recorded = {name: identity.config["model"][name] for name in automatic}
+    settled = {name: automatic[name]() if value == "auto" else value for name, value in recorded.items()}
+    return config.model_copy(update={"model": config.model.model_copy(update=settled)})
 
 
-def _with_dtype(identity: Identity, dtype: str) -> Identity:
-    model = identity.config["model"] | {"dtype": dtype}
+def _with_model(identity: Identity, settings: Mapping[str, str]) -> Identity:
+    model = identity.config["model"] | settings
     return identity.model_copy(update={"config": identity.config | {"model": model}})
 
 

@@ -1,17 +1,19 @@
 """Every family of models scores, trains, generates and is exported, and the figures are those of the definition."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+import nlft_ray
 from nlft_ray.config import PromptConfig, ScoreConfig
 from nlft_ray.models.loading import load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
 from nlft_ray.stages.score.worker import ScoreWorker
 from tests.random_models import FAMILIES, save_random_model
-from tests.rows import example
+from tests.rows import example, write_table
 from tests.stages.test_score import plain_facts, score_with
 
 INSTRUCTION = "Answer like these. 1 + 1? #### 2. "
@@ -53,3 +55,18 @@ def test_scores_are_those_of_a_plain_forward_pass(family: str, models: dict[str,
         family not in PADDED,
         family not in WITHOUT_PREFIX,
     )
+
+
+@pytest.mark.parametrize(("family", "attention"), [("llama", "sdpa"), ("gemma2", "eager")])
+def test_what_auto_became_is_said_and_recorded(
+    family: str, attention: str, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_table(tmp_path / "examples", "examples", ROWS)
+    settings = {"input": source, "output": str(tmp_path / "scored"), "pool": {"backend": "inline"}}
+    config = ScoreConfig.model_validate(settings | {"model": {"path": models[family]}})
+    assert nlft_ray.score(config).manifest.identity.config["model"]["attention"] == attention
+    said = [line for line in capsys.readouterr().err.splitlines() if "auto is" in line]
+    assert len(said) == (attention != "sdpa")
+    assert nlft_ray.score(config).reused
+    named = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
+    assert nlft_ray.score(named).reused

@@ -289,7 +289,7 @@ def test_what_was_begun_goes_on_in_its_type(
     def begun_as(folder: Any, identity: Identity, **_: Any) -> Identity:
         return identity.model_copy(update={"config": identity.config | {"model": identity.config["model"] | known}})
 
-    known = {"dtype": dtype}
+    known = {"dtype": dtype, "attention": "sdpa"}
     rows = [example(str(number), correct=True) for number in range(20)]
     source = write_table(tmp_path / "examples", "examples", rows)
     settings = {
@@ -299,7 +299,7 @@ def test_what_was_begun_goes_on_in_its_type(
         "pool": INLINE,
     }
     with monkeypatch.context() as before:
-        before.setattr("nlft_ray.execution.table_stage.settle_dtype", begun_as)
+        before.setattr("nlft_ray.execution.table_stage.settle_model", begun_as)
         whole = nlft_ray.score(ScoreConfig.model_validate(settings))
     scored = read_table(tmp_path / "scored")
     assert nlft_ray.score(ScoreConfig.model_validate(settings)).reused

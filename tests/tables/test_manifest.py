@@ -20,7 +20,7 @@ from nlft_ray.tables.manifest import (
     finish,
     identity_of,
     read_manifest,
-    settle_dtype,
+    settle_model,
 )
 from tests.rows import QUESTION, write_table
 
@@ -61,46 +61,58 @@ def test_a_manifest_with_earlier_counters_is_read_and_shown(tmp_path: Path, caps
     assert all(word in printed for word in ("1,771", "forward passes", "14", "227"))
 
 
-def settled(folder: Folder, identity: Identity, on_gpu: bool | None, *, overwrite: bool = False) -> str:
-    """The dtype in the identity; on_gpu=None: nobody may ask for devices."""
-
-    def devices() -> bool:
-        assert on_gpu is not None, "devices were asked for"
-        return on_gpu
-
-    dtype: str = settle_dtype(folder, identity, overwrite=overwrite, on_gpu=devices).config["model"]["dtype"]
-    return dtype
+def not_asked() -> str:
+    pytest.fail("nobody may ask what auto becomes")
 
 
-def test_a_new_output_takes_the_type_of_its_devices(tmp_path: Path) -> None:
+def settled(folder: Folder, identity: Identity, *, overwrite: bool = False, **automatic: str) -> dict[str, str]:
+    """The identity's dtype and attention; those that are not named may not be asked for."""
+    choices = {name: (lambda name=name: automatic[name]) if name in automatic else not_asked for name in CHOSEN}
+    model = settle_model(folder, identity, overwrite=overwrite, automatic=choices).config["model"]
+    return {name: model[name] for name in CHOSEN}
+
+
+CHOSEN = ("dtype", "attention")
+
+
+def test_a_new_output_takes_what_devices_and_family_say(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
-    assert settled(folder, identity(), on_gpu=True) == "bfloat16"
-    assert settled(folder, identity(), on_gpu=False) == "float32"
-    assert settled(folder, identity(model={"path": "m", "dtype": "bfloat16"}), on_gpu=None) == "bfloat16"
+    for automatic in ({"dtype": "bfloat16", "attention": "sdpa"}, {"dtype": "float32", "attention": "eager"}):
+        assert settled(folder, identity(), **automatic) == automatic
+    named = identity(model={"path": "m", "dtype": "bfloat16"})
+    assert settled(folder, named, attention="eager") == {"dtype": "bfloat16", "attention": "eager"}
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "auto"])
-def test_an_output_goes_on_in_the_type_it_was_begun_in(tmp_path: Path, dtype: str) -> None:
-    """Where nobody knew it then, too: a plan of before says auto."""
-    folder, begun = Folder(str(tmp_path / "out")), identity(model={"path": "m", "dtype": dtype})
-    begin(folder, begun, overwrite=False)
-    again = settle_dtype(folder, identity(), overwrite=True, on_gpu=lambda: pytest.fail("devices were asked for"))
-    assert again == begun
-    other = identity(model={"path": "m", "dtype": "float32" if dtype == "bfloat16" else "bfloat16"})
-    assert settle_dtype(folder, other, overwrite=False, on_gpu=lambda: True) == other
-    with pytest.raises(UserError, match=r"model\.dtype"):
-        begin(folder, other, overwrite=False)
+def test_an_output_goes_on_as_it_was_begun(tmp_path: Path, dtype: str, attention: str) -> None:
+    """Where nobody knew its type then, too: a plan of before says auto."""
+    begun = {"dtype": dtype, "attention": attention}
+    folder = Folder(str(tmp_path / "out"))
+    begin(folder, identity(model={"path": "m"} | begun), overwrite=False)
+    assert settled(folder, identity(), overwrite=True) == begun
+    for name, another in (
+        ("dtype", "float32" if dtype == "bfloat16" else "bfloat16"),
+        ("attention", "flash_attention_2"),
+    ):
+        other = identity(model={"path": "m", name: another})
+        automatic = {"dtype": lambda: "float32", "attention": lambda: "sdpa"}
+        changed = settle_model(folder, other, overwrite=False, automatic=automatic)
+        with pytest.raises(UserError, match=rf"model\.{name}") as caught:
+            begin(folder, changed, overwrite=False)
+        assert str(caught.value).count("model.") == 1
 
 
 def test_auto_is_no_difference_of_its_own(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
-    begin(folder, identity(model={"path": "m", "dtype": "bfloat16"}), overwrite=False)
+    begin(folder, identity(model={"path": "m", "dtype": "bfloat16", "attention": "sdpa"}), overwrite=False)
     changed = identity(hidden_window=4)
-    refused = settle_dtype(folder, changed, overwrite=False, on_gpu=lambda: False)
+    refused = settle_model(folder, changed, overwrite=False, automatic=dict.fromkeys(CHOSEN, not_asked))
     with pytest.raises(UserError, match="hidden_window") as caught:
         begin(folder, refused, overwrite=False)
-    assert "dtype" not in str(caught.value)
-    assert settled(folder, changed, on_gpu=False, overwrite=True) == "float32", "made anew, on other devices"
+    assert "model." not in str(caught.value)
+    now = {"dtype": "float32", "attention": "eager"}
+    assert settled(folder, changed, overwrite=True, **now) == now, "made anew, on other devices"
 
 
 def test_a_folder_that_goes_with_its_job_is_refused(tmp_path: Path) -> None:

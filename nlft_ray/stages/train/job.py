@@ -15,6 +15,7 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.execution import process
 from nlft_ray.log import log
+from nlft_ray.models.automatic import automatic_settings
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
 from nlft_ray.stages.train.metrics import Watch, add_note
 from nlft_ray.stages.train.schedule import order_of
@@ -31,8 +32,8 @@ from nlft_ray.tables.manifest import (
     identity_of,
     input_fingerprint,
     read_manifest,
-    settle_dtype,
-    with_settled_dtype,
+    settle_model,
+    with_settled_model,
 )
 from nlft_ray.tables.training import read_metrics
 
@@ -48,8 +49,8 @@ def train(config: TrainConfig) -> StageResult:
     check_deepspeed_keys(config.deepspeed, config.zero_stage)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
     identity = _while_ray_starts(config, partial(_identity, config, scored, held_out))
-    on_gpu = partial(_on_gpu, config)
-    identity = settle_dtype(output, identity, overwrite=config.overwrite, on_gpu=on_gpu)
+    automatic = automatic_settings(config.model, partial(_on_gpu, config))
+    identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
     complete = begin(output, identity, overwrite=config.overwrite)
     if complete is not None:
         return StageResult(output=config.output, manifest=complete, reused=True)
@@ -63,7 +64,7 @@ def train(config: TrainConfig) -> StageResult:
     if done := newest_step(output / CHECKPOINTS):
         log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
     with Watch(output, steps):
-        _run(with_settled_dtype(config, identity, on_gpu), identity, output)
+        _run(with_settled_model(config, identity, automatic), identity, output)
     lines = read_metrics(output)
     manifest = manifest.model_copy(
         update={
