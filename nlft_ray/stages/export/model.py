@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
+from nlft_ray.models.adapters import with_trained_adapters
 from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.storage.folder import Folder
 
@@ -26,12 +27,9 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
         return AutoModelForCausalLM.from_pretrained(
             weights, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
         ).eval()
-    from peft import PeftModel
-
     whole = base.model_copy(update={"dtype": "float32", "quantization": None})
     model: Any = load_model(whole, torch.device("cpu"))
-    adapted: Any = PeftModel.from_pretrained(model, weights)
-    return adapted.merge_and_unload().to(dtype).eval()
+    return with_trained_adapters(model, weights).merge_and_unload().to(dtype).eval()
 
 
 def save_model_folder(model: Any, base: ModelConfig, output: Folder) -> None:

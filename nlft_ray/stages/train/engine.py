@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from nlft_ray.config import TrainConfig
 from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.models.abilities import TRIAL_PROMPT, TRIAL_RESPONSES, equal_but_for_rounding
+from nlft_ray.models.adapters import outside_the_language_model, with_adapters
 from nlft_ray.models.loading import dtype_of, load_model
 from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.train.deepspeed_config import deepspeed_config
 from nlft_ray.stages.train.examples import Example, MicroBatch
-from nlft_ray.stages.train.model import LogOddsHead, TokenKeys, use_keyed_dropout, with_adapters
+from nlft_ray.stages.train.model import LogOddsHead, TokenKeys, use_keyed_dropout
 
 VALUE, MOMENTS, STEP = "value", ("exp_avg", "exp_avg_sq"), "step"
 STATES = (VALUE, *MOMENTS)
@@ -227,6 +228,8 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
     model: Any = load_model(config.model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for part in outside_the_language_model(model):
+        model.get_submodule(part).requires_grad_(False)
     packed = config.packed and attend_by_segments(model) is not None
     if config.lora is not None:
         model = with_adapters(model, config.model, config.lora, config.seed)

@@ -1,4 +1,4 @@
-"""The model as it is trained: adapters, a LM head that gives log-odds, dropout that follows from the text; its files.
+"""The model as it is trained: a LM head that gives log-odds, dropout that follows from the text; its files.
 
 Dropout follows from the seed, the step and the text, not from where in which batch a row stands. Each number that is
 dropped or left is drawn by hashing: of the tokens up to and with its own, its place in the hidden state, its layer, the
@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlft_ray import sandbox
-from nlft_ray.config import LoraConfig, ModelConfig
 from nlft_ray.core.head import head_log_odds
-from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.training import WEIGHTS
 
@@ -25,43 +22,6 @@ _FILE_SIZE = "5GB"  # of a model's file: what is being written may be in memory 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the odd numbers of splitmix64 and of murmur3's finish, as signed ones
 _SPLITMIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _MURMUR = (0x85EBCA6B - 2**32, 0xC2B2AE35 - 2**32)
-
-
-def with_adapters(model: Any, model_config: ModelConfig, lora: LoraConfig, seed: int) -> Any:
-    """The model with fresh adapters, the only parameters that are trained.
-
-    Raises:
-        UserError: a target is not in the model.
-    """
-    import peft
-
-    torch.manual_seed(seed)  # every worker draws the same adapters
-    adapters = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float works as well
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-    )
-    try:
-        # DeepSpeed keeps float32 copies of what it trains, so adapters can have the model's own type.
-        adapted = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)
-    except ValueError as error:
-        linear = sorted(
-            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        )
-        raise UserError(
-            f"lora.targets: {lora.targets} does not fit {model_config.path}, whose linear modules are called "
-            f"{', '.join(linear)}. ({error})"
-        ) from error
-    adapted.peft_config["default"].base_model_name_or_path = _public_name(model_config)
-    adapted.peft_config["default"].revision = model_config.revision
-    return adapted
-
-
-def _public_name(config: ModelConfig) -> str:
-    """How others find the base model: not by where this machine's cache happens to hold it."""
-    return str(sandbox.MODEL_FOLDER) if config.path == "sandbox" else config.path
 
 
 class LogOddsHead(nn.Linear):
@@ -123,7 +83,7 @@ class TokenKeys:
 
 
 class KeyedDropout(nn.Module):
-    """Dropout on (R, T, d) hidden states."""
+    """Dropout on hidden states, (R, T, d) or, as before experts, (R·T, d)."""
 
     def __init__(self, probability: float, layer: int, keys: TokenKeys):
         super().__init__()
@@ -133,7 +93,8 @@ class KeyedDropout(nn.Module):
         if not self.training:
             return hidden
         places = _mixed(torch.arange(1, hidden.shape[-1] + 1, device=hidden.device) * _GOLDEN).to(torch.int32)
-        drawn = _mixed_32(self._keys.of_layer(self._layer) ^ places) & 0x7FFFFFFF
+        keys = self._keys.of_layer(self._layer).view(*hidden.shape[:-1], 1)
+        drawn = _mixed_32(keys ^ places) & 0x7FFFFFFF
         mask = drawn >= int(self._probability * 2**31)
         return hidden * (mask.to(hidden.dtype) / (1 - self._probability))
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from nlft_ray.config import TrainConfig
+from nlft_ray.models.adapters import with_adapters
 from nlft_ray.models.loading import load_model
-from nlft_ray.stages.train.model import TokenKeys, use_keyed_dropout, with_adapters
+from nlft_ray.stages.train.model import TokenKeys, use_keyed_dropout
 from nlft_ray.stages.train.schedule import learning_rate, order_of
 from tests.stages.train import support, workers
 
@@ -125,7 +126,11 @@ def loss_of(model: Any, config: TrainConfig, batch: list[Any], keys: TokenKeys |
     return total * config.policy.loss_scale
 
 
-def check_steps(changes: dict[str, Any], do: Callable[..., None], model: str, table: str, folder: Path) -> None:
+def check_steps(
+    changes: dict[str, Any], do: Callable[..., None], model: str, table: str, folder: Path, steady: float = 0.0
+) -> None:
+    """`steady`: parameters are compared where each gradient is at least this share of their norm. Adam makes a whole
+    step of what is only rounding, as the gradient of a bias of keys."""
     settings: dict[str, Any] = {"batch_size": 7, "learning_rate": 1e-3, "weight_decay": 0.01}
     config = support.train_config(model, table, folder, **(settings | changes))
     do(workers.save_steps, config, STEPS, folder / "steps.pt")
@@ -135,7 +140,13 @@ def check_steps(changes: dict[str, Any], do: Callable[..., None], model: str, ta
         size = torch.stack([gradient.norm() for gradient in other["gradients"].values()]).norm().item()
         assert one["norm"] == pytest.approx(size, rel=1e-4)
         assert_close(one["gradients"], other["gradients"], f"gradients of step {number + 1}", max(size, 1.0))
-    assert_close(found[-1]["parameters"], wanted[-1]["parameters"], "parameters")
+    last = [steps[-1]["parameters"] for steps in (found, wanted)]
+    if steady:
+        for name, values in last[1].items():
+            for step, other in zip(found, wanted, strict=True):
+                values[other["gradients"][name].abs() < steady * step["norm"]] = 0
+                last[0][name][other["gradients"][name].abs() < steady * step["norm"]] = 0
+    assert_close(*last, "parameters")
     moved = max((wanted[-1]["parameters"][name] - start).abs().max() for name, start in wanted[0]["start"].items())
     assert moved > 100 * TOLERANCE
 
