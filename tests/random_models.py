@@ -14,6 +14,7 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<pad>", "<end>", "<system>", "<user>", "<assistant>"]
 
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 _GATED = {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _WINDOW = {"sliding_window": 40}  # shorter than most texts of the tests
@@ -34,6 +35,9 @@ _SHAPES |= {
     "qwen3_moe": _GATED | _EXPERTS | {"head_dim": 8, "num_experts": 4},
     "gemma2": _GATED | _WINDOW | {"head_dim": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0},
     "gemma3_text": _GATED | _WINDOW | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    # a wrapper, whose language model is one part of it
+    "gemma3": {"text_config": _GATED | _WINDOW | _SMALL | {"head_dim": 8, "vocab_size": 261}}
+    | {"vision_config": _SMALL | {"intermediate_size": 64, "image_size": 28, "patch_size": 14}},
     "phi": _GATED,
     "phi3": _GATED | _WINDOW,
     "gpt_oss": _GATED
@@ -86,7 +90,6 @@ def save_random_model(
     """A model folder; equal arguments make equal weights. Weights are large enough for sharp probabilities."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(chat_template)
-    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
     config = AutoConfig.for_model(
         architecture,
         vocab_size=len(tokenizer),
@@ -94,7 +97,7 @@ def save_random_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **(settings | _SHAPES[architecture]),
+        **(_SMALL | _SHAPES[architecture]),
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -25,8 +25,8 @@ _LOST = "WorkerHealthCheckFailedError"  # by its name, since Ray Train keeps the
 
 
 def run_workers(
-    work: Callable[[TrainConfig], None], config: TrainConfig, name: str, on_failure: Callable[[str], None]
-) -> None:
+    work: Callable[[TrainConfig], dict[str, float]], config: TrainConfig, name: str, on_failure: Callable[[str], None]
+) -> dict[str, float]:
     """Do `work` on every worker of a group, all at once, and again with those that are left where one is lost.
 
     Args:
@@ -34,6 +34,9 @@ def run_workers(
             takes long to import belongs into the function.
         name: What Ray calls the group.
         on_failure: Called with a line about each failure that is recovered from, in the controller's process.
+
+    Returns:
+        What `work` gives on the first worker.
 
     Raises:
         UserError: as `work` raises it; or workers were lost more often than `max_failures` allows.
@@ -66,8 +69,10 @@ def run_workers(
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _user_error_or_itself(error, config) from error
-    if result.return_value:
-        raise UserError(result.return_value["user_error"])
+    given: dict[str, Any] = result.return_value
+    if "user_error" in given:
+        raise UserError(given["user_error"])
+    return given
 
 
 def have_gpus(config: TrainConfig) -> bool:
@@ -108,7 +113,7 @@ def _user_error_or_itself(error: BaseException, config: TrainConfig) -> BaseExce
     return ray_cluster.user_error_in(error) or error
 
 
-def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Do the work in one of Ray Train's processes. A user's mistake is returned: raised, it would be tried again."""
     if not settings["gpus"]:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # before DeepSpeed looks for a device
@@ -117,10 +122,10 @@ def _worker(settings: dict[str, Any]) -> dict[str, str] | None:
 
     torch.set_num_threads(max(min(int(settings["cpus"]), os.cpu_count() or 1), 1))
     try:
-        settings["work"](settings["config"])
+        given: dict[str, Any] = settings["work"](settings["config"])
     except UserError as error:
         return {"user_error": str(error)}
-    return None
+    return given
 
 
 class _Failures(ray.train.UserCallback):

@@ -80,13 +80,17 @@ def adapted_share(adapted: Any) -> float:
     """The share of the language model's parameters, embeddings and head included, that adapters change."""
     model = adapted.get_base_model()
     outside = tuple(f"{part}." for part in outside_the_language_model(model))
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(outside)}
+    all_sizes = {name: _size(parameter) for name, parameter in model.named_parameters() if not name.startswith(outside)}
     changed = 0
     for module in model.modules():
         if hasattr(module, "lora_A"):
-            weight = module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight
-            changed += weight.numel()
-    return changed / sum(size for name, size in sizes.items() if "lora_" not in name)
+            changed += _size(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight)
+    return changed / sum(size for name, size in all_sizes.items() if "lora_" not in name)
+
+
+def _size(parameter: Any) -> int:
+    """Numbers in a parameter, of which ZeRO-3 may have left this worker none."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def outside_the_language_model(model: PreTrainedModel) -> list[str]:

@@ -1,6 +1,7 @@
 """Causal language models and their tokenizers, of any architecture that transformers knows: loaded, fingerprinted."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,8 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     """
     folder = model_folder(config)
     spread = spread and torch.cuda.device_count() > 1
-    placed = spread or config.quantization is not None  # by transformers, as it loads
+    quantisation = checkpoint_quantisation(config)
+    placed = spread or config.quantization is not None or quantisation is not None  # by transformers, as it loads
     device_map: Any = "auto" if spread else {"": on or device()} if placed else None
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -109,10 +111,11 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             device_map=device_map,
-            quantization_config=_quantization(config),
+            **_quantization(config),
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path: {config.path} does not load: {error}") from error
+        quantised = f" (its weights are quantised: {quantisation})" if quantisation else ""
+        raise UserError(f"model.path: {config.path}{quantised} does not load: {error}") from error
     return model.eval() if placed else model.eval().to(on or device())
 
 
@@ -132,13 +135,21 @@ def supported_attention(config: ModelConfig) -> str:
     return str(model.config._attn_implementation)
 
 
-def _quantization(config: ModelConfig) -> Any:
+def checkpoint_quantisation(config: ModelConfig) -> str | None:
+    """The method that a model's weights are quantised by as they lie in its folder; None where they are whole."""
+    path = model_folder(config, weights=False) / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    return str(settings.get("quant_method", "by an unnamed method")) if settings else None
+
+
+def _quantization(config: ModelConfig) -> dict[str, Any]:
+    """Empty where nothing is asked for: told None, transformers would take quantised weights for whole ones."""
     if config.quantization is None:
-        return None
+        return {}
     from transformers.quantizers.auto import AutoQuantizationConfig
 
     try:
-        return AutoQuantizationConfig.from_dict(dict(config.quantization))
+        return {"quantization_config": AutoQuantizationConfig.from_dict(dict(config.quantization))}
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"model.quantization: {' '.join(str(error).split())}") from error
 

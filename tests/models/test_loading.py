@@ -9,6 +9,7 @@ import torch
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.loading import (
+    checkpoint_quantisation,
     end_of_turn_id,
     load_model,
     load_tokenizer,
@@ -69,6 +70,19 @@ def test_weights_can_be_loaded_quantised(random_llama: str) -> None:
     whole = load_model(ModelConfig(path=random_llama))(ids).logits
     error = (quantised(ids).logits - whole).abs().max() / whole.abs().max()
     assert 0 < error < 0.1
+
+
+@pytest.mark.parametrize("load", ["load_in_8bit", "load_in_4bit"])
+def test_weights_that_lie_quantised_are_taken_for_what_they_are(load: str, random_llama: str, tmp_path: Path) -> None:
+    settings = {"quant_method": "bitsandbytes", load: True}
+    quantised = load_model(ModelConfig(path=random_llama, quantization=settings))
+    quantised.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    again = ModelConfig(path=str(tmp_path))
+    assert checkpoint_quantisation(again) == "bitsandbytes"
+    assert checkpoint_quantisation(ModelConfig(path=random_llama)) is None
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(load_model(again)(ids).logits, quantised(ids).logits)
 
 
 def test_an_unknown_quantisation_is_refused(random_llama: str) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.adapters import with_trained_adapters
-from nlft_ray.models.loading import load_model, load_tokenizer
+from nlft_ray.models.loading import checkpoint_quantisation, load_model, load_tokenizer
 from nlft_ray.storage.folder import Folder
 
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,6 +29,15 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
         ).eval()
     whole = base.model_copy(update={"dtype": "float32", "quantization": None})
     model: Any = load_model(whole, torch.device("cpu"))
+    if method := checkpoint_quantisation(base):
+        try:
+            model = model.dequantize()
+            model._weight_conversions = None  # else writing would undo those of quantised weights
+        except NotImplementedError as error:
+            raise UserError(
+                f"merge: the weights of {base.path} are quantised ({method}), and transformers has no way back from "
+                "there. Set merge=false: the adapter alone is written, for use with that model."
+            ) from error
     return with_trained_adapters(model, weights).merge_and_unload().to(dtype).eval()
 
 

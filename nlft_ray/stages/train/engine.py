@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nlft_ray.config import TrainConfig
 from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.models.abilities import TRIAL_PROMPT, TRIAL_RESPONSES, equal_but_for_rounding
-from nlft_ray.models.adapters import outside_the_language_model, with_adapters
+from nlft_ray.models.adapters import adapted_share, outside_the_language_model, with_adapters
 from nlft_ray.models.loading import dtype_of, load_model
 from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.train.deepspeed_config import deepspeed_config
@@ -43,6 +43,8 @@ class Engine:
     """Whether the model reads rows one after another; else they are padded."""
     dropout: TokenKeys | None
     """To be set before each pass in training, where adapters drop."""
+    adapted_share: float | None = None
+    """The share of the language model's parameters that adapters change; None without adapters."""
 
     @property
     def model(self) -> Any:
@@ -230,16 +232,18 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for part in outside_the_language_model(model):
         model.get_submodule(part).requires_grad_(False)
+    share = None
     packed = config.packed and attend_by_segments(model) is not None
     if config.lora is not None:
         model = with_adapters(model, config.model, config.lora, config.seed)
+        share = adapted_share(model)
     head = LogOddsHead.replace(model)
     dropout = use_keyed_dropout(model, config.lora.dropout if config.lora else 0.0)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=settings)
     del partitioning
-    return without_wrong_shortcuts(Engine(engine, head, packed, dropout))
+    return without_wrong_shortcuts(Engine(engine, head, packed, dropout, share))
 
 
 def without_wrong_shortcuts(engine: Engine) -> Engine:

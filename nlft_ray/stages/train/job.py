@@ -64,11 +64,14 @@ def train(config: TrainConfig) -> StageResult:
     if done := newest_step(output / CHECKPOINTS):
         log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
     with Watch(output, steps):
-        _run(with_settled_model(config, identity, automatic), identity, output)
+        counted = _run(with_settled_model(config, identity, automatic), identity, output)
     lines = read_metrics(output)
     manifest = manifest.model_copy(
         update={
-            "counts": manifest.counts | {"steps": len(lines), "final_loss": lines[-1]["loss"]} | _best_held_out(lines),
+            "counts": manifest.counts
+            | {"steps": len(lines), "final_loss": lines[-1]["loss"]}
+            | _best_held_out(lines)
+            | counted,
             "seconds": time.monotonic() - began + _seconds_in_both(earlier, lines),
         }
     )
@@ -87,9 +90,15 @@ def _while_ray_starts(config: TrainConfig, identify: Callable[[], Identity]) -> 
 
 def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) -> Identity:
     with process.starting():
-        from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+        from nlft_ray.models import loading
 
-    tokenizer = tokenizer_fingerprint(load_tokenizer(config.model))
+    method = None if config.lora else loading.checkpoint_quantisation(config.model)
+    if method:
+        raise UserError(
+            f"lora: the weights of {config.model.path} are quantised ({method}) and cannot be trained themselves: set "
+            "lora, or name the model that was not quantised."
+        )
+    tokenizer = loading.tokenizer_fingerprint(loading.load_tokenizer(config.model))
     for option, folder, table in (("input", config.input, scored), ("held_out", config.held_out, held_out)):
         if table:
             advice = f"Set model.path, now {config.model.path}, to the model that it was scored with, or score again."
@@ -98,7 +107,7 @@ def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) 
         config,
         "train",
         table="weights",
-        model=model_fingerprint(config.model),
+        model=loading.model_fingerprint(config.model),
         tokenizer=tokenizer,
         input=input_fingerprint(scored),
     )
@@ -120,26 +129,25 @@ def _on_gpu(config: TrainConfig) -> bool:
     return ray_workers.have_gpus(config)
 
 
-def _run(config: TrainConfig, identity: Identity, output: Folder) -> None:
-    """Have all workers train, where the configuration says."""
+def _run(config: TrainConfig, identity: Identity, output: Folder) -> dict[str, float]:
+    """Have all workers train, where the configuration says; what the manifest is to count of the model."""
     if config.backend == "inline":
-        _run_inline(config)
-        return
+        return _run_inline(config)
     from nlft_ray.execution.ray_workers import run_workers
 
-    run_workers(_work, config, identity.fingerprint(), on_failure=partial(add_note, output))
+    return run_workers(_work, config, identity.fingerprint(), on_failure=partial(add_note, output))
 
 
-def _work(config: TrainConfig) -> None:
+def _work(config: TrainConfig) -> dict[str, float]:
     """Train, as one worker of the process group that this process is in."""
     with process.starting():
         from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
         from nlft_ray.stages.train.loop import train_worker
 
-    train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, config.checkpoints_to_keep))
+    return train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, config.checkpoints_to_keep))
 
 
-def _run_inline(config: TrainConfig) -> None:
+def _run_inline(config: TrainConfig) -> dict[str, float]:
     """Train in this process, as the only worker, and leave the process as it was.
 
     Raises:
@@ -160,7 +168,7 @@ def _run_inline(config: TrainConfig) -> None:
     with _environment(changes), _process_group("nccl" if gpus else "gloo"):
         torch.set_num_threads(min(config.cpus_per_worker or cores, cores))
         try:
-            _work(config)
+            return _work(config)
         finally:
             torch.set_num_threads(threads)
 

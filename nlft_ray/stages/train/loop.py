@@ -24,8 +24,11 @@ from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.training import WEIGHED_EXAMPLES
 
 
-def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
+def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> dict[str, float]:
     """Train from the newest checkpoint (or from the start) to the end, and write the weights.
+
+    Returns:
+        What the manifest is to count of the model: the share of its parameters that adapters change, if it has any.
 
     Raises:
         UserError: the model or the settings do not allow it; every worker raises the same.
@@ -39,7 +42,7 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
     engine = build_engine(config, split.micro_steps)
     stepper = Stepper(engine, config, examples, order, split, pad_id)
     if is_first:
-        note_slower_ways(engine, config.packed, output)
+        note_ways(engine, config.packed, output)
     # Order, learning rates and dropout follow from the seed and the step: that, the states and the record are all.
     progress = checkpoints.restore(engine) or Progress.at_start(config.seed)
     with checkpoints.all_or_none("the record of the steps cannot be written"):
@@ -63,6 +66,7 @@ def train_worker(config: TrainConfig, checkpoints: Checkpoints) -> None:
         parameters = engine.gather_parameters(trained_only=config.lora is not None)
         if is_first:  # it writes when all have done their part: who fails before lets nobody wait
             write_weights(engine.model, parameters, output)
+    return {} if engine.adapted_share is None else {"adapted_share": engine.adapted_share}
 
 
 def _prepare(config: TrainConfig, output: Folder) -> tuple[ExampleTable, Sequence[Example], int]:
@@ -75,14 +79,23 @@ def _prepare(config: TrainConfig, output: Folder) -> tuple[ExampleTable, Sequenc
     return ExampleTable(folder, TRAINED), held_out, pad_id
 
 
-def note_slower_ways(engine: Engine, packed: bool, output: Folder) -> None:
-    """Say which shortcuts this model does not allow; the result is the same. `packed` is what was asked for."""
+def note_ways(engine: Engine, packed: bool, output: Folder) -> None:
+    """Say which shortcuts this model does not allow, with which the result would be the same, and what adapters leave.
+
+    `packed` is what was asked for.
+    """
     if packed and not engine.packed:
         add_note(output, "this model mixes rows that stand one after another, so they are padded: that takes longer")
     if engine.head is None:
         add_note(
             output,
             "this model's LM head cannot be asked for log-odds, so all logits are made at once: that takes memory",
+        )
+    if engine.adapted_share is not None and engine.adapted_share < 0.5:
+        add_note(
+            output,
+            f"adapters change {engine.adapted_share:.0%} of the language model's parameters; the rest, such as experts "
+            "that take none, stays as it is",
         )
 
 

@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nlft_ray.config import ExportConfig, TrainConfig
+from nlft_ray.config import ExportConfig, ModelConfig, TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models.loading import tokenizer_fingerprint
+from nlft_ray.models.loading import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.stages.export import job
 from nlft_ray.stages.export.job import export
 from nlft_ray.stages.train import loop
 from nlft_ray.stages.train.job import train
+from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.manifest import Manifest, finish, identity_of, input_fingerprint, read_manifest
+from tests.random_models import save_random_model
 from tests.stages.train import support
 
 IDS = torch.arange(6, 26)[None]
@@ -105,6 +108,22 @@ def test_an_adapter_can_be_exported_alone(
     trained(whole, monkeypatch)
     with pytest.raises(UserError, match="whole model was trained"):
         export(exporting(whole, tmp_path / "none", merge=False))
+
+
+def test_a_checkpoint_that_is_quantised_is_trained_by_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_random_model(tmp_path / "whole")
+    scored = support.save_scored(tmp_path / "scored", model)
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    quantised = str(tmp_path / "quantised")
+    load_model(ModelConfig(path=model, quantization=settings)).save_pretrained(quantised)
+    load_tokenizer(ModelConfig(path=model)).save_pretrained(quantised)
+    config = support.train_config(quantised, scored, tmp_path / "trained", lora={})
+    expected = trained(config, monkeypatch)
+    loaded = AutoModelForCausalLM.from_pretrained(export(exporting(config, tmp_path / "out")).output)
+    assert not hasattr(loaded.config, "quantization_config")
+    assert (loaded(IDS).logits - expected).norm() < 0.1 * expected.norm(), "but for the rounding of 8-bit products"
+    with pytest.raises(UserError, match=r"lora: the weights of .* are quantised \(bitsandbytes\)"):
+        train(config.model_copy(update={"lora": None, "output": str(tmp_path / "full")}))
 
 
 def test_an_interrupted_export_is_redone(

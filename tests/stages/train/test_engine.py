@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nlft_ray.core.logprobs import token_log_odds
 from nlft_ray.stages.train.engine import Engine, build_engine
 from nlft_ray.stages.train.examples import MicroBatch
-from nlft_ray.stages.train.loop import note_slower_ways
+from nlft_ray.stages.train.loop import note_ways
 from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
 from tests.stages.train import support
@@ -62,6 +62,18 @@ def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str
         logits = plain(ids[None]).logits[0, example.response_start - 1 : -1]
         wanted.append(token_log_odds(logits, ids[example.response_start :])[torch.tensor(example.weighted)])
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_slower_way_is_said(name: str, tmp_path: Path) -> None:
+    kind, shape, packs, asks_the_head = MODELS[name]
+    note_ways(build(tmp_path, kind, shape), True, Folder(str(tmp_path)))
+    said = (tmp_path / "notes.log").read_text() if (tmp_path / "notes.log").exists() else ""
+    assert ("padded" in said, "logits" in said) == (not packs, not asks_the_head)
+
+
+def test_rows_are_padded_where_that_is_asked_for(model: str, tmp_path: Path) -> None:
+    assert not build_engine(support.train_config(model, "-", tmp_path, packed=False), 1).packed
 
 
 def test_a_head_with_adapters_gives_logits(model: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nlft_ray.config import TrainConfig
-from nlft_ray.models.adapters import with_adapters
+from nlft_ray.models.adapters import outside_the_language_model, with_adapters
 from nlft_ray.models.loading import load_model
 from nlft_ray.stages.train.model import TokenKeys, use_keyed_dropout
 from nlft_ray.stages.train.schedule import learning_rate, order_of
@@ -83,6 +83,8 @@ def table(tmp_path_factory: pytest.TempPathFactory, model: str) -> str:
 def defined(config: TrainConfig) -> list[dict[str, Any]]:
     """Loss, gradients and parameters of each step by their definition."""
     model = load_model(config.model)
+    for part in outside_the_language_model(model):
+        model.get_submodule(part).requires_grad_(False)
     if config.lora:
         model = with_adapters(model, config.model, config.lora, config.seed)
     keys = use_keyed_dropout(model, config.lora.dropout if config.lora else 0.0)

@@ -1,0 +1,49 @@
+"""Adapters stand where a family takes them, and what they leave is known."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from nlft_ray.config import LoraConfig, ModelConfig
+from nlft_ray.errors import UserError
+from nlft_ray.models.adapters import adapted_share, outside_the_language_model, with_adapters
+from tests.random_models import save_random_model
+
+BASE = ModelConfig(path="org/base")
+
+
+@pytest.mark.parametrize(
+    ("family", "left_out"),
+    [("llama", {"embed_tokens"}), ("mixtral", {"embed_tokens"}), ("gpt_oss", {"embed_tokens", "experts", "router"})],
+)
+def test_the_share_that_adapters_change(family: str, left_out: set[str], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save_random_model(tmp_path, family))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    matrices = {
+        name: size
+        for name, size in sizes.items()
+        if (not left_out & set(name.split(".")) and name.endswith("proj.weight")) or name.endswith("mlp.gate.weight")
+    }
+    matrices |= {name: size for name, size in sizes.items() if "experts" in name and "experts" not in left_out}
+    share = adapted_share(with_adapters(model, BASE, LoraConfig()))
+    assert share == pytest.approx(sum(matrices.values()) / sum(sizes.values()))
+    assert (share < 0.5) == (family == "gpt_oss")
+
+
+def test_experts_that_cannot_drop_are_the_users_to_mend(tmp_path: Path) -> None:
+    path = save_random_model(tmp_path, "mixtral")
+    with pytest.raises(UserError, match=r"lora.dropout: the experts of org/base"):
+        with_adapters(AutoModelForCausalLM.from_pretrained(path), BASE, LoraConfig(dropout=0.1))
+    named = LoraConfig(dropout=0.1, targets=["q_proj", "v_proj"])
+    assert adapted_share(with_adapters(AutoModelForCausalLM.from_pretrained(path), BASE, named)) < 0.1
+
+
+def test_a_wrapper_is_adapted_in_its_language_model_alone(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save_random_model(tmp_path, "gemma3"))
+    assert outside_the_language_model(model) == ["model.vision_tower", "model.multi_modal_projector"]
+    adapted = with_adapters(model, BASE, LoraConfig())
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(".language_model." in name for name in trained)
+    assert 0.4 < adapted_share(adapted) < 1
