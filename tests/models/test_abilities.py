@@ -54,6 +54,30 @@ def test_abilities_of_some_architectures(name: str) -> None:
         assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_a_cap_is_seen_where_logits_are_too_small_to_show_it(cap: float | None, dtype: torch.dtype) -> None:
+    model = random_model("gemma2", GATED | {"final_logit_softcapping": cap}).to(dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e-3)
+    assert only_the_head_follows(model) == (cap is None)
+
+
+def test_a_way_that_raises_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without exchangeable attention that makes something of its own from a mask."""
+    model = random_model("falcon", {})
+    plain = model.base_model.forward
+
+    def particular(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError("too many values to unpack")
+        return plain(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.base_model, "forward", particular)
+    assert not start_packing(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_model_that_mixes_texts_keeps_its_attention(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that looks at what stands before, wherever its text begins."""
