@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import nlft_ray
-from nlft_ray.config import PromptConfig, ScoreConfig
-from nlft_ray.models.loading import load_tokenizer
+from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
+from nlft_ray.models.generation import Decoding, Generator
+from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
 from nlft_ray.stages.score.worker import ScoreWorker
 from tests.random_models import FAMILIES, save_random_model
@@ -55,6 +57,21 @@ def test_scores_are_those_of_a_plain_forward_pass(family: str, models: dict[str,
         family not in PADDED,
         family not in WITHOUT_PREFIX,
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_is_that_of_each_prompt_alone(family: str, models: dict[str, str]) -> None:
+    """Prompts of different lengths in one batch, and more of them than windows are wide."""
+    config = ModelConfig(path=models[family])
+    model = load_model(config)
+    prompts = [[6 + (7 * number) % 250 for number in range(length)] for length in (3, 50, 61)]
+    found = Generator(model, end_of_turn=1, max_length=512, batch_size=3)(prompts, Decoding(max_new_tokens=6), 0)
+    for prompt, response in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        with torch.inference_mode():
+            while len(ids) < len(prompt) + 6 and (len(ids) == len(prompt) or ids[-1] != 1):
+                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert response == ids[len(prompt) :]
 
 
 @pytest.mark.parametrize(("family", "attention"), [("llama", "sdpa"), ("gemma2", "eager")])
