@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from nlft_ray.models.packing import PackedTexts, attend_by_segments, body, keeps_keys_and_values, moved
 from nlft_ray.models.prefix_states import PrefixStates
@@ -70,6 +70,20 @@ def _last_logits(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tens
     """(len(texts), V) float32: what the model expects after each text, which it reads alone."""
     inputs = [torch.tensor([list(ids)], device=model.device) for ids in texts]
     return torch.stack([model(ids, use_cache=False).logits[0, -1] for ids in inputs]).float()
+
+
+def longest_unswitched(config: PreTrainedConfig) -> int | None:
+    """Tokens of a text up to which its rotary embeddings are those of every shorter one; None where that is always so.
+
+    LongRoPE takes other frequencies for all positions of a pass as soon as one text in it is longer.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    limits = [
+        int(settings["original_max_position_embeddings"])
+        for settings in (rope, *rope.values())  # those of all layers, or those of each kind of layers
+        if isinstance(settings, dict) and settings.get("rope_type") == "longrope"
+    ]
+    return min(limits, default=None)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Every family of models scores, trains, generates and is exported, and the figures are those of the definition."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
 from nlft_ray.models.generation import Decoding, Generator
 from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
+from nlft_ray.stages.score.scorer import Scorer
 from nlft_ray.stages.score.worker import ScoreWorker
 from tests.random_models import FAMILIES, save_random_model
 from tests.rows import example, write_table
@@ -37,11 +39,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_a_plain_forward_pass(family: str, models: dict[str, str]) -> None:
-    config = ScoreConfig.model_validate({"input": "i", "output": "o", "model": {"path": models[family]}})
+    scorer = check_scores(models[family])
+    ways = scorer.packs, scorer._stores_prefixes
+    assert ways == (family not in PADDED, family not in WITHOUT_PREFIX)
+
+
+def test_a_text_that_switches_rotary_embeddings_runs_alone(tmp_path: Path) -> None:
+    path = save_random_model(tmp_path, "phi3")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["original_max_position_embeddings"] = 180  # between the lengths of the rows
+    settings["rope_parameters"] = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    scorer = check_scores(path)
+    assert scorer.packs
+
+
+def check_scores(path: str) -> Scorer:
+    """Hold what a model's worker finds against plain forward passes of each context; the worker's scorer."""
+    config = ScoreConfig.model_validate({"input": "i", "output": "o", "model": {"path": path}})
     worker = ScoreWorker(config)
     scored, worked = score_with(worker, ROWS)
     assert worked.rejects == []
-    model = AutoModelForCausalLM.from_pretrained(models[family]).eval()
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
     tokenizer = load_tokenizer(config.model)
     for row in ROWS:
         response = [*tokenizer(row["response"])["input_ids"], tokenizer.eos_token_id]
@@ -53,10 +77,7 @@ def test_scores_are_those_of_a_plain_forward_pass(family: str, models: dict[str,
                 np.testing.assert_allclose(found, logp, atol=1e-5, rtol=1e-5)
                 if context == "base":
                     np.testing.assert_allclose(scored[row["id"]]["hidden_norm"], hidden.norm(dim=-1), rtol=1e-5)
-    assert (worker._scorer.packs, worker._scorer._stores_prefixes) == (
-        family not in PADDED,
-        family not in WITHOUT_PREFIX,
-    )
+    return worker._scorer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

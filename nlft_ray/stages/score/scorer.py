@@ -7,6 +7,7 @@ each prompt with the response a branch. The trees of a batch stand one after ano
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, get_args
 
 import torch
@@ -17,7 +18,7 @@ from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
-from nlft_ray.models.abilities import start_packing, stores_prefixes
+from nlft_ray.models.abilities import longest_unswitched, start_packing, stores_prefixes
 from nlft_ray.models.packing import PackedTexts, moved
 from nlft_ray.models.prefix_states import PrefixStates
 from nlft_ray.stages.score.contexts import Context, ScoringRow
@@ -95,6 +96,7 @@ class Scorer:
         kind = "cpu" if model.device.type == "cpu" else "gpu"
         self._max_tokens = max_tokens_per_batch or USUAL_MAX_TOKENS_PER_BATCH[kind]
         self._window = hidden_window
+        self._longest_together = longest_unswitched(model.config)
         self._stores_prefixes = stores_prefixes(model)
         self._prefix_states = PrefixStates(model)
         self._head = ResponseHead(model)
@@ -103,7 +105,18 @@ class Scorer:
 
     def batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         """The rows in their order, in batches: of one pass, or of some padded ones."""
-        return self._batches_of_trees(rows) if self.packs else self._padded_batches(rows)
+        batches: list[ScoringBatch] = []
+        for alone, neighbours in groupby(rows, self._runs_alone):
+            some = list(neighbours)
+            if alone:
+                batches += [ScoringBatch([row], {context: [] for context in row.prompts}, []) for row in some]
+            else:
+                batches += self._batches_of_trees(some) if self.packs else self._padded_batches(some)
+        return batches
+
+    def _runs_alone(self, row: ScoringRow) -> bool:
+        """Whether the row's length changes what the model makes of all texts beside it."""
+        return self._longest_together is not None and max(row.lengths().values()) > self._longest_together
 
     def _batches_of_trees(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
