@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from nlft_ray.models.loading import auto_class
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>{% endfor %}"
@@ -38,6 +40,8 @@ _SHAPES |= {
     # a wrapper, whose language model is one part of it
     "gemma3": {"text_config": _GATED | _WINDOW | _SMALL | {"head_dim": 8, "vocab_size": 261}}
     | {"vision_config": _SMALL | {"intermediate_size": 64, "image_size": 28, "patch_size": 14}},
+    "mistral3": {"text_config": _GATED | _SMALL | {"model_type": "mistral", "head_dim": 8, "vocab_size": 261}}
+    | {"vision_config": _SMALL | {"model_type": "pixtral", "intermediate_size": 64, "image_size": 28}},
     "phi": _GATED,
     "phi3": _GATED | _WINDOW,
     "gpt_oss": _GATED
@@ -99,6 +103,11 @@ def save_random_model(
         pad_token_id=tokenizer.pad_token_id,
         **(_SMALL | _SHAPES[architecture]),
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    auto_class(config).from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def plain_model(folder: str) -> Any:
+    """What transformers alone makes of a model's folder."""
+    return auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()

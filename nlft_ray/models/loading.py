@@ -19,7 +19,7 @@ from nlft_ray.models.copies import local_copy
 from nlft_ray.storage.folder import Folder, map_concurrently
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _WEIGHTS = "*.safetensors"
 _FILE_PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
@@ -104,7 +104,7 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     placed = spread or config.quantization is not None or quantisation is not None  # by transformers, as it loads
     device_map: Any = "auto" if spread else {"": on or device()} if placed else None
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model = auto_class(_settings(config, folder)).from_pretrained(
             folder,
             dtype=dtype_of(config),
             attn_implementation=None if config.attention == "auto" else config.attention,
@@ -125,14 +125,29 @@ def supported_attention(config: ModelConfig) -> str:
     Raises:
         UserError: transformers does not know it.
     """
-    folder = model_folder(config, weights=False)
+    settings = _settings(config, model_folder(config, weights=False))
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+            model = auto_class(settings).from_config(settings, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.path: {config.path} does not load: {error}") from error
     return str(model.config._attn_implementation)
+
+
+def auto_class(settings: "PreTrainedConfig") -> Any:
+    """The class of transformers that loads a model: as a language model, or as the wrapper around one that it is."""
+    languages, wrappers = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    is_wrapper = type(settings) in wrappers._model_mapping and type(settings) not in languages._model_mapping
+    return wrappers if is_wrapper else languages
+
+
+def _settings(config: ModelConfig, folder: Path) -> "PreTrainedConfig":
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model.path: the config.json of {config.path} is of no model that transformers knows: {error}"
+        ) from error
 
 
 def checkpoint_quantisation(config: ModelConfig) -> str | None:

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from nlft_ray import sandbox
 from nlft_ray.config import LoraConfig, ModelConfig
 from nlft_ray.errors import UserError
+from nlft_ray.models.adapters import with_adapters
 from nlft_ray.models.copies import local_copy
+from nlft_ray.models.loading import auto_class
 from nlft_ray.planning.shape import Adapters, Shape
 from nlft_ray.storage.folder import Folder
 
@@ -50,17 +52,14 @@ def read_adapters(config: ModelConfig, lora: LoraConfig) -> Adapters:
     Raises:
         UserError: the targets are not in the model.
     """
-    import peft
-
     model: Any = meta_model(config)
     layers = model.config.get_text_config().num_hidden_layers
-    settings = peft.LoraConfig(task_type="CAUSAL_LM", r=lora.rank, target_modules=lora.targets)
     try:
         with torch.device("meta"):
-            with_adapters: Any = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise UserError(f"train.lora.targets: {lora.targets} does not fit {config.path}: {error}") from error
-    matrices = [(name, parameter) for name, parameter in with_adapters.named_parameters() if parameter.requires_grad]
+            adapted = with_adapters(model, config, lora)
+    except UserError as error:
+        raise UserError(f"train.{error}") from error
+    matrices = [(name, parameter) for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     ranks = sum(parameter.shape[0] for name, parameter in matrices if "lora_A" in name)
     return Adapters(sum(parameter.numel() for _, parameter in matrices), ranks // layers)
 
@@ -78,7 +77,8 @@ def meta_model(config: ModelConfig) -> nn.Module:
         )
         _check_dense(config.path, settings.get_text_config())
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+            model: nn.Module = auto_class(settings).from_config(settings, trust_remote_code=config.trust_remote_code)
+        return model
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import nlft_ray
 from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
@@ -16,7 +15,7 @@ from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
 from nlft_ray.stages.score.scorer import Scorer
 from nlft_ray.stages.score.worker import ScoreWorker
-from tests.random_models import FAMILIES, save_random_model
+from tests.random_models import FAMILIES, plain_model, save_random_model
 from tests.rows import example, write_table
 from tests.stages.test_score import plain_facts, score_with
 
@@ -65,7 +64,7 @@ def check_scores(path: str) -> Scorer:
     worker = ScoreWorker(config)
     scored, worked = score_with(worker, ROWS)
     assert worked.rejects == []
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    model = plain_model(path)
     tokenizer = load_tokenizer(config.model)
     for row in ROWS:
         response = [*tokenizer(row["response"])["input_ids"], tokenizer.eos_token_id]

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.adapters import with_trained_adapters
-from nlft_ray.models.loading import checkpoint_quantisation, load_model, load_tokenizer
+from nlft_ray.models.loading import auto_class, checkpoint_quantisation, load_model, load_tokenizer
 from nlft_ray.storage.folder import Folder
 
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -24,9 +24,11 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
     """
     dtype = dtype or weights_dtype(weights)
     if not (weights / _ADAPTER).is_file():
-        return AutoModelForCausalLM.from_pretrained(
+        settings = AutoConfig.from_pretrained(weights, trust_remote_code=base.trust_remote_code)
+        whole_model: Any = auto_class(settings).from_pretrained(
             weights, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
-        ).eval()
+        )
+        return whole_model.eval()
     whole = base.model_copy(update={"dtype": "float32", "quantization": None})
     model: Any = load_model(whole, torch.device("cpu"))
     if method := checkpoint_quantisation(base):

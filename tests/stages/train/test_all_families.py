@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from nlft_ray.errors import UserError
 from nlft_ray.stages.export.job import export
-from tests.random_models import FAMILIES, save_random_model
+from tests.random_models import FAMILIES, plain_model, save_random_model
 from tests.stages.export.test_export import exporting, trained
 from tests.stages.train import support
 from tests.stages.train.test_exactness import INSTRUCTION, check_steps
@@ -53,9 +52,9 @@ def test_exports_are_the_trained_model(family: str, lora: Any, tmp_path: Path, m
     table = table_for(model, tmp_path / "scored")
     config = support.train_config(model, table, tmp_path / "trained", lora=lora, max_steps=2)
     expected = trained(config, monkeypatch)
-    exported = [AutoModelForCausalLM.from_pretrained(export(exporting(config, tmp_path / "merged")).output)]
+    exported = [plain_model(export(exporting(config, tmp_path / "merged")).output)]
     if lora is not None:
         adapter = export(exporting(config, tmp_path / "adapter", merge=False)).output
-        exported.append(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter))
+        exported.append(PeftModel.from_pretrained(plain_model(model), adapter))
     for loaded in exported:
         torch.testing.assert_close(loaded.eval()(IDS).logits, expected, rtol=1e-5, atol=1e-5)
