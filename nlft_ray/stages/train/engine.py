@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from nlft_ray.config import TrainConfig
 from nlft_ray.core.logprobs import token_log_odds
-from nlft_ray.models.abilities import TRIAL_PROMPT, TRIAL_RESPONSES, equal_but_for_rounding
+from nlft_ray.models.abilities import (
+    TRIAL_PROMPT,
+    TRIAL_RESPONSES,
+    equal_but_for_rounding,
+    gives_logits_of_head,
+)
 from nlft_ray.models.adapters import adapted_share, outside_the_language_model, with_adapters
 from nlft_ray.models.loading import dtype_of, load_model
 from nlft_ray.models.packing import attend_by_segments
@@ -249,25 +254,34 @@ def build_engine(config: TrainConfig, micro_steps: int) -> Engine:
 def without_wrong_shortcuts(engine: Engine) -> Engine:
     """The engine, without each shortcut whose log-odds differ from the plain forward pass of each row alone.
 
-    A model may scale or bend what its head gives, or mix packed rows in other places than attention. Two short rows,
-    of ids that every vocabulary has, show it.
+    A model may scale or cap what its head gives: the head's output alone decides that, in every type of numbers. It may
+    mix packed rows in other places than attention: two short rows, of ids that every vocabulary has, show it. Every
+    worker calls this; where one of them may not take a shortcut, none does.
     """
     start = len(TRIAL_PROMPT)
     rows = [np.array([*TRIAL_PROMPT, *response], np.int32) for response in TRIAL_RESPONSES]
     ones = np.ones(max(map(len, TRIAL_RESPONSES)), np.float32)
     examples = [Example("", ids, start, ones[: len(ids) - start], 0 * ones[: len(ids) - start], ones) for ids in rows]
 
+    def agrees(way: Engine) -> bool:
+        together = MicroBatch.of(examples, 0, packed=way.packed).to(way.device)
+        return equal_but_for_rounding(way.log_odds(together), plain, dtype)
+
     alone = [MicroBatch.of([example], 0, packed=False).to(engine.device) for example in examples]
     dtype = next(engine.model.parameters()).dtype
     with engine.evaluation():
         logits = [engine.deepspeed(**row.inputs).logits[row.keep] for row in alone]
         plain = torch.cat([token_log_odds(some, row.targets) for some, row in zip(logits, alone, strict=True)])
-        for leave_out in ({}, {"head": None}, {"packed": False}, {"head": None, "packed": False}):
-            way = replace(engine, **leave_out)
-            together = MicroBatch.of(examples, 0, packed=way.packed).to(engine.device)
-            if equal_but_for_rounding(way.log_odds(together), plain, dtype):
-                break
-    return way
+        right = [False, False]
+        if engine.packed:
+            right[0] = agrees(replace(engine, head=None))
+        if engine.head is not None:
+            as_given = gives_logits_of_head(engine.deepspeed, engine.head, engine.device)
+            right[1] = agrees(replace(engine, packed=False)) and as_given  # each worker takes part in both passes
+        agreed = torch.tensor(right, dtype=torch.int32, device=engine.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    packs, asks = agreed.bool().tolist()
+    return replace(engine, packed=packs, head=engine.head if asks else None)
 
 
 @contextmanager

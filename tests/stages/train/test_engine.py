@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nlft_ray.core.logprobs import token_log_odds
+from nlft_ray.stages.train import engine as engine_module
 from nlft_ray.stages.train.engine import Engine, build_engine
 from nlft_ray.stages.train.examples import MicroBatch
 from nlft_ray.stages.train.loop import note_ways
 from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
-from tests.stages.train import support
+from tests.stages.train import support, workers
 
 pytestmark = pytest.mark.usefixtures("process_group", "one_thread")
 
@@ -38,7 +40,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
 def build(folder: Path, kind: str, shape: dict[str, Any], **changes: Any) -> Engine:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(tokenizer), eos_token_id=1, **shape)
+    config = AutoConfig.for_model(kind, **(SMALL | shape), vocab_size=len(tokenizer), eos_token_id=1)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -70,6 +72,32 @@ def test_a_slower_way_is_said(name: str, tmp_path: Path) -> None:
     note_ways(build(tmp_path, kind, shape), True, Folder(str(tmp_path)))
     said = (tmp_path / "notes.log").read_text() if (tmp_path / "notes.log").exists() else ""
     assert ("padded" in said, "logits" in said) == (not packs, not asks_the_head)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_a_cap_is_seen_in_every_type(cap: float | None, dtype: str, tmp_path: Path) -> None:
+    """In bfloat16 it moves small logits by less than they are rounded by."""
+    shape = GATED | {"final_logit_softcapping": cap, "initializer_range": 0.02}
+    engine = build(tmp_path, "gemma2", shape, model={"path": str(tmp_path), "dtype": dtype})
+    assert (engine.head is None) == (cap is not None)
+    assert engine.packed
+
+
+def disagree(results: Path) -> None:
+    """What each worker does where the first alone is told that its head is as it should be."""
+    with pytest.MonkeyPatch.context() as patch:
+        told = dist.get_rank() == 0
+        patch.setattr(engine_module, "gives_logits_of_head", lambda *_: told)
+        config = support.train_config(str(results / "model"), "-", results / "out", zero_stage=3)
+        engine = build_engine(config, 1)
+    (results / f"worker {dist.get_rank()}").write_text(f"{engine.head is not None} {engine.packed}")
+
+
+def test_a_shortcut_that_one_worker_may_not_take_is_taken_by_none(two_workers: workers.Group, tmp_path: Path) -> None:
+    support.save_model(tmp_path / "model")
+    two_workers.do(disagree, tmp_path)
+    assert {(tmp_path / f"worker {rank}").read_text() for rank in (0, 1)} == {"False True"}
 
 
 def test_rows_are_padded_where_that_is_asked_for(model: str, tmp_path: Path) -> None:
