@@ -127,10 +127,21 @@ def _text(words: int, start: int = 0) -> str:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    from nlft_ray.config import TrainConfig
-    from nlft_ray.stages.train.job import train
+    """Train as one worker of the group; the first weighs the examples for all."""
+    import torch.distributed as dist
 
-    train(TrainConfig(**settings, backend="inline"))
+    from nlft_ray.config import TrainConfig
+    from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
+    from nlft_ray.stages.train.loop import train_worker
+    from nlft_ray.stages.train.weighing import survey
+    from nlft_ray.storage.folder import Folder
+    from nlft_ray.tables.manifest import identity_of
+
+    config = TrainConfig(**settings)
+    if dist.get_rank() == 0:
+        survey(config, identity_of(config, "train"), ROWS)
+    dist.barrier()
+    train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, keep=1))
 
 
 if __name__ == "__main__":
