@@ -57,7 +57,7 @@ def test_abilities_of_some_architectures(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cap", [None, 30.0])
 def test_a_cap_is_seen_where_logits_are_too_small_to_show_it(cap: float | None, dtype: torch.dtype) -> None:
-    model = random_model("gemma2", GATED | {"final_logit_softcapping": cap}).to(dtype)
+    model = random_model("gemma2", GATED | {"final_logit_softcapping": cap}).to(dtype)  # type: ignore[arg-type]
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(1e-3)
     assert only_the_head_follows(model) == (cap is None)

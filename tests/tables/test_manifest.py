@@ -1,5 +1,6 @@
 """A folder belongs to one identity; a second start continues, or says what differs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def not_asked() -> str:
 
 def settled(folder: Folder, identity: Identity, *, overwrite: bool = False, **automatic: str) -> dict[str, str]:
     """The identity's dtype and attention; those that are not named may not be asked for."""
-    choices = {name: (lambda name=name: automatic[name]) if name in automatic else not_asked for name in CHOSEN}
+    choices = {name: partial(automatic.__getitem__, name) if name in automatic else not_asked for name in CHOSEN}
     model = settle_model(folder, identity, overwrite=overwrite, automatic=choices).config["model"]
     return {name: model[name] for name in CHOSEN}
 
@@ -78,7 +79,7 @@ CHOSEN = ("dtype", "attention")
 def test_a_new_output_takes_what_devices_and_family_say(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
     for automatic in ({"dtype": "bfloat16", "attention": "sdpa"}, {"dtype": "float32", "attention": "eager"}):
-        assert settled(folder, identity(), **automatic) == automatic
+        assert settled(folder, identity(), **automatic) == automatic  # type: ignore[arg-type]
     named = identity(model={"path": "m", "dtype": "bfloat16"})
     assert settled(folder, named, attention="eager") == {"dtype": "bfloat16", "attention": "eager"}
 

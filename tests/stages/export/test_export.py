@@ -13,13 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlft_ray.config import ExportConfig, ModelConfig, TrainConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models.loading import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from nlft_ray.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
 from nlft_ray.stages.export import job
 from nlft_ray.stages.export.job import export
 from nlft_ray.stages.train import loop
 from nlft_ray.stages.train.job import train
-from nlft_ray.storage.folder import Folder
-from nlft_ray.tables.manifest import Manifest, finish, identity_of, input_fingerprint, read_manifest
 from tests.random_models import save_random_model
 from tests.stages.train import support
 

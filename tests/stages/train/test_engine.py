@@ -52,7 +52,7 @@ def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str
     kind, shape, packs, asks_the_head = MODELS[name]
     engine = build(tmp_path, kind, shape, lora={"targets": "all-linear"})
     assert (engine.packed, engine.head is not None) == (packs, asks_the_head)
-    note_slower_ways(engine, True, Folder(str(tmp_path)))
+    note_ways(engine, True, Folder(str(tmp_path)))
     notes = (tmp_path / "notes.log").read_text() if (tmp_path / "notes.log").exists() else ""
     assert ("padded" in notes, "logits" in notes) == (not packs, not asks_the_head)
     examples = support.weigh(support.train_config(model, scored, tmp_path / "out"))[:5]
@@ -64,14 +64,6 @@ def test_log_odds_are_those_of_each_row_alone(name: str, scored: str, model: str
         logits = plain(ids[None]).logits[0, example.response_start - 1 : -1]
         wanted.append(token_log_odds(logits, ids[example.response_start :])[torch.tensor(example.weighted)])
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_slower_way_is_said(name: str, tmp_path: Path) -> None:
-    kind, shape, packs, asks_the_head = MODELS[name]
-    note_ways(build(tmp_path, kind, shape), True, Folder(str(tmp_path)))
-    said = (tmp_path / "notes.log").read_text() if (tmp_path / "notes.log").exists() else ""
-    assert ("padded" in said, "logits" in said) == (not packs, not asks_the_head)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
