@@ -1,6 +1,6 @@
 """Shortcuts are taken where a model allows them; whichever are, the log-odds are those of each row alone.
 
-That rows are padded where that is asked for, `workers.save_steps` asserts in every case of test_exactness.py.
+That rows are padded where that is asked for, `check_steps` asserts in every case of test_exactness.py.
 """
 
 from pathlib import Path

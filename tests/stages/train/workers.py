@@ -92,6 +92,7 @@ def save_steps(config: TrainConfig, steps: int, path: Path) -> None:
     for step in range(steps):
         metrics = stepper.take(step)
         results.append({"loss": metrics.loss, "norm": metrics.gradient_norm, "gradients": dict(gradients)})
+    results[-1]["ways"] = engine.packed, engine.head is not None
     results[-1]["parameters"] = {name: states["value"].clone() for name, states in engine.gather_states()}
     if dist.get_rank() == 0:
         torch.save(results, path)
