@@ -9,16 +9,21 @@
 | DeepSpeed | `ops.__compatible_ops__` | no C++ compiler at the first start on a CPU | training does not start |
 | DeepSpeed | its optimizers' groups and states, `ds_numel` | checkpoints that fit every stage | checkpoints fail |
 | transformers | `_attn_implementation`, `_supports_attention_backend` | whether texts can be packed | AttributeError |
+| transformers | `_supports_flash_attn` | which families name their layers the windows | windows go unpacked |
+| transformers | `eager_attention_forward` in a model's own file | packed soft caps and sinks | AttributeError |
+| transformers | `_weight_conversions` | a quantised model is written merged | a merged folder does not load |
 | transformers | `DynamicCache.layers` of `DynamicLayer` | states of a common beginning run once | AttributeError |
 
 What DeepSpeed keeps is tested where it is used: `stages/train/test_checkpoints.py` and `test_loop.py`, over every ZeRO
-stage; packing and common beginnings in `models/` and `stages/test_score.py`.
+stage; packing and common beginnings in `models/` and `stages/test_score.py`; quantised models that are merged in
+``.
 """
 
 import ast
 import ctypes
 import inspect
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -41,8 +46,10 @@ USED = {
     "_lazy_init_hp_params_optimizer_state",
     "_attn_implementation",
     "_supports_attention_backend",
+    "_supports_flash_attn",
+    "_weight_conversions",
 }
-PYTHONS_OWN = {"__cause__", "__context__", "__doc__", "__file__", "__future__", "__name__", "__version__"}
+PYTHONS_OWN = {f"__{name}__" for name in ["cause", "context", "doc", "file", "future", "module", "name", "version"]}
 
 
 def private_names(tree: ast.AST) -> set[str]:
@@ -120,6 +127,8 @@ def test_a_model_says_how_it_attends_and_keeps_its_states(random_llama: str) -> 
     model = AutoModelForCausalLM.from_pretrained(random_llama)
     assert model.config._attn_implementation == "sdpa"
     assert model._supports_attention_backend
+    assert model._supports_flash_attn
+    assert callable(sys.modules[type(model).__module__].eager_attention_forward)
     states = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
     assert isinstance(states, DynamicCache)
     for layer in states.layers:

@@ -136,9 +136,10 @@ def supported_attention(config: ModelConfig) -> str:
 
 def auto_class(settings: "PreTrainedConfig") -> Any:
     """The class of transformers that loads a model: as a language model, or as the wrapper around one that it is."""
-    languages, wrappers = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
-    is_wrapper = type(settings) in wrappers._model_mapping and type(settings) not in languages._model_mapping
-    return wrappers if is_wrapper else languages
+    is_wrapper = type(settings) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if is_wrapper and type(settings) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def _settings(config: ModelConfig, folder: Path) -> "PreTrainedConfig":
