@@ -16,7 +16,7 @@
 
 What DeepSpeed keeps is tested where it is used: `stages/train/test_checkpoints.py` and `test_loop.py`, over every ZeRO
 stage; packing and common beginnings in `models/` and `stages/test_score.py`; quantised models that are merged in
-``.
+`stages/export/test_export.py`.
 """
 
 import ast
