@@ -94,7 +94,7 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> "SmallRun":
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> "SmallRun":
     """The chain on the sandbox, run once."""
     from tests.small_run import finish_small_run
 

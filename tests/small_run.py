@@ -10,7 +10,10 @@ from nlft_ray.cli.arguments import load_config
 from nlft_ray.config import RunConfig
 from nlft_ray.sandbox import QUICKSTART
 
-SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1", "pool.max_workers=1"]
+SMALL = ["questions.limit=16", "test_questions.limit=20", "policies=[nlft]", "train.epochs=1"]
+SMALL += ["pool.backend=inline"]
+"""In this process: that Ray's actors write the same tables, and the same weights come out of its workers, the tests of
+backends show, and `storage/test_chain.py` runs the chain on a cluster and compares."""
 
 
 def small(run_dir: Path | str, *words: str) -> RunConfig:

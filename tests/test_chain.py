@@ -29,7 +29,6 @@ def run_dir(small_run: SmallRun) -> Path:
     return small_run.folder
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_the_chain_runs_every_stage_and_then_none_twice(run_dir: Path, small_run: SmallRun) -> None:
     result = small_run.result
     responses, examples, scored = (read_table(run_dir / name) for name in ("responses", "examples", "scored"))
@@ -56,7 +55,6 @@ def read_table_rejects(path: Path) -> list[dict[str, object]]:
     return read_rejects(path)
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_the_summary_shows_the_table_a_coloured_example_and_paths(run_dir: Path) -> None:
     result = nlft_ray.run(small(run_dir))
     console = Console(record=True, width=160, force_terminal=True, color_system="truecolor")
@@ -70,7 +68,6 @@ def test_the_summary_shows_the_table_a_coloured_example_and_paths(run_dir: Path)
     assert "\x1b[1;37;41m" in styled, "losing tokens stand on red"
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_a_further_round_answers_anew_with_the_model_of_the_one_before(run_dir: Path) -> None:
     nlft_ray.run(small(run_dir))
     result = nlft_ray.run(small(run_dir, "rounds=2"))
@@ -91,7 +88,6 @@ def test_a_further_round_answers_anew_with_the_model_of_the_one_before(run_dir: 
     assert all(outcome.train.reused and outcome.export.reused for outcome in again.outcomes)
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_refresh_trains_each_epoch_on_scores_of_the_model_by_then(run_dir: Path) -> None:
     nlft_ray.run(small(run_dir))
     words = ["refresh=true", "train.epochs=2", "policies=[origin]"]
@@ -106,7 +102,6 @@ def test_refresh_trains_each_epoch_on_scores_of_the_model_by_then(run_dir: Path)
     assert again.training_seconds == outcome.training_seconds
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_a_changed_setting_is_refused_by_name_and_a_later_stage_alone_is_redone(run_dir: Path) -> None:
     nlft_ray.run(small(run_dir))
     with pytest.raises(UserError, match=r"config\.max_new_tokens: 64 → 32"):

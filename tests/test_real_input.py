@@ -12,8 +12,6 @@ from nlft_ray.tables.schema import INCORRECT
 from nlft_ray.tables.scored import facts_of
 from tests.rows import read_rejects, read_table
 
-pytestmark = pytest.mark.usefixtures("ray_local")
-
 
 def counts(folder: Path, table: str) -> tuple[int, int, int]:
     manifest = read_manifest(Folder(str(folder)), table=table)
@@ -29,6 +27,7 @@ def train_ten_steps(tmp_path: Path, model: Path, scored: Path) -> list[dict[str,
             f"input={scored}",
             f"output={output}",
             f"model.path={model}",
+            "backend=inline",
             "epochs=1",
             "batch_size=4",
             "micro_batch_size_per_worker=4",
@@ -55,6 +54,7 @@ def test_all_judged_cut_responses(tmp_path: Path, shared: Path, tinystories: Pat
             f"input={judged}",
             f"output={scored}",
             f"model.path={tinystories}",
+            "pool.backend=inline",
             "too_long=truncate",
             "max_reject_fraction=0.5",
         ]
@@ -101,6 +101,7 @@ def test_two_hundred_gsm8k_solutions_by_another_model(tmp_path: Path, shared: Pa
             f"input={examples}",
             f"output={scored}",
             f"model.path={tinystories}",
+            "pool.backend=inline",
             "max_reject_fraction=0.9",
         ]
     )

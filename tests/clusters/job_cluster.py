@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from tests.conftest import ROOT
 
 _PATIENCE_SECONDS = 200.0
@@ -129,6 +131,10 @@ class JobCluster:
     def shut_down(self) -> None:
         for job in self._jobs:
             job.leave()
-        self._process.terminate()
+        # All at once: asked to end, Ray waits half a minute for its agents.
+        node = psutil.Process(self._process.pid)
+        for process in [*node.children(recursive=True), node]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait(60)
         shutil.rmtree(self._folder, ignore_errors=True)

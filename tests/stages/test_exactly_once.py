@@ -48,10 +48,10 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, examples: str, ray_local: None) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, examples: str) -> Path:
     """What a run gives that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    nlft_ray.score(Scoring(folder, examples, folder / "scored").config())
+    nlft_ray.score(Scoring(folder, examples, folder / "scored").config("pool.backend=inline"))
     return folder / "scored"
 
 

@@ -1,4 +1,4 @@
-"""A whole run in a store that refuses and dawdles in the middle of every stage."""
+"""A whole run, on Ray, in a store that refuses and dawdles in the middle of every stage."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def bad_weather(request: Request) -> Fault | None:
 
 @pytest.mark.timeout(700)
 def test_a_run_in_a_store_gives_what_one_on_a_disk_gives(small_run: SmallRun, store: Store, tmp_path: Path) -> None:
-    words = ["--config", str(QUICKSTART), *SMALL, "train.checkpoint_every_steps=1"]
+    words = ["--config", str(QUICKSTART), *SMALL, "pool.backend=ray", "train.checkpoint_every_steps=1"]
     store.proxy.weather = bad_weather
     with RunningChain([*words, f"run_dir={store.uri('run')}"], tmp_path) as running:
         running.wait()
