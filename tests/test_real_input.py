@@ -38,6 +38,7 @@ def train_ten_steps(tmp_path: Path, model: Path, scored: Path) -> list[dict[str,
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_all_judged_cut_responses(tmp_path: Path, shared: Path, tinystories: Path) -> None:
     """CUT: 287 of 1,000 responses have a judgment, 47 of which say only that the judge had failed."""
     source = shared / "data" / "cut" / "train-alpaca-sample-iter1.json"

@@ -80,7 +80,7 @@ class Proxy:
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._listening = _Server(("127.0.0.1", 0), handler)
-        threading.Thread(target=self._listening.serve_forever, daemon=True).start()
+        threading.Thread(target=self._listening.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def endpoint(self) -> str:

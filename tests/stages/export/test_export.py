@@ -161,5 +161,3 @@ def test_a_base_model_that_was_changed_is_refused(scored: str, tmp_path: Path, m
 def test_only_finished_trainings_are_exported(scored: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds scored"):
         export(ExportConfig(input=scored, output=str(tmp_path / "out")))
-    with pytest.raises(UserError, match="this machine"):
-        export(ExportConfig(input="s3://bucket/folder", output=str(tmp_path / "out")))
