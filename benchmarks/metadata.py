@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nlft_ray.config import ScoreConfig
-from nlft_ray.execution.table_stage import _audit, _manifest
+from nlft_ray.execution.table_stage import audit_shards, manifest_of
 from nlft_ray.execution.work import TableWork, WorkResult
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.audit import digest
@@ -125,9 +125,9 @@ def measure(folder: str, files: int, ids: int, with_ray: bool) -> list[dict[str,
         steps.run("start Ray", start_ray)
         steps.run("shards through Ray Data", lambda: through_ray(shards, source, output))
     reports = steps.run("look for finished shards: all", lambda: finished_shards(output, shards))
-    manifest = steps.run("sum up the reports", lambda: _manifest(IDENTITY, list(reports.values()), 1.0))
+    manifest = steps.run("sum up the reports", lambda: manifest_of(IDENTITY, list(reports.values()), 1.0))
     input_manifest = manifest.model_copy(update={"rows_out": rows * files})
-    steps.run("audit: made of the input as it is", lambda: _audit(shards, reports, digests, input_manifest))
+    steps.run("audit: made of the input as it is", lambda: audit_shards(shards, reports, digests, input_manifest))
     assert steps.run("look for strays", lambda: remove_strays(output, shards)) == 0
     steps.run("write the manifest", lambda: finish(output, manifest))
     return steps.measures

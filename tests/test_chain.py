@@ -159,6 +159,8 @@ def test_the_quickstart_prints_its_configuration(capsys: pytest.CaptureFixture[s
     assert "path: sandbox" in capsys.readouterr().out
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_importing_the_package_imports_no_engine() -> None:
     code = "import sys, nlft_ray; print([name for name in ('torch', 'ray', 'pyarrow') if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -36,7 +36,7 @@ _RATIOS: dict[str, Callable[[TokenView], str]] = {
     "/ base": lambda token: _ratio(token.p_judge, token.p_base),
     "/ standard": lambda token: _ratio(token.p_judge, token.p_standard),
 }
-_WEIGHT: dict[str, Callable[[TokenView], str]] = {"weight": lambda token: _figure(token.sign * token.weight)}
+_WEIGHT: dict[str, Callable[[TokenView], str]] = {"sign × weight": lambda token: _figure(token.sign * token.weight)}
 _NEIGHBOURS: dict[str, Callable[[TokenView], str]] = {
     "cos ←": lambda token: _figure(token.neighbours.get(-1, math.nan), 2),
     "cos →": lambda token: _figure(token.neighbours.get(1, math.nan), 2),

@@ -1,1 +1,1 @@
-"""How a stage runs: the course of a table stage, Ray's cluster, placement."""
+"""The execution of stages: the course of a table stage, Ray's cluster or this process, placement."""

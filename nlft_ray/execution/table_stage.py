@@ -97,8 +97,8 @@ def run_table_stage(
     if loads_model:
         work = replace(work, config=with_settled_model(config, identity, automatic))
     _do_missing(work, executor, shards, reports)
-    manifest = _manifest(identity, list(reports.values()), time.monotonic() - began)
-    _audit(shards, reports, ids, input_manifest)
+    manifest = manifest_of(identity, list(reports.values()), time.monotonic() - began)
+    audit_shards(shards, reports, ids, input_manifest)
     remove_strays(output, shards)
     (output / UNFINISHED).remove()
     check_rejects(config, stage, manifest, output)
@@ -171,7 +171,9 @@ def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, Shar
             del reports[shard.number]
 
 
-def _audit(shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str], input_manifest: Manifest) -> None:
+def audit_shards(
+    shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, str], input_manifest: Manifest
+) -> None:
     """Check that every input id is in the output or among the rejects exactly once.
 
     Each shard was checked where it was worked on. What is left is that all shards were made of the input as it is.
@@ -191,7 +193,8 @@ def _audit(shards: list[Shard], reports: dict[int, ShardReport], ids: dict[int, 
         )
 
 
-def _manifest(identity: Identity, reports: list[ShardReport], seconds: float) -> Manifest:
+def manifest_of(identity: Identity, reports: list[ShardReport], seconds: float) -> Manifest:
+    """The manifest of a complete output: the sum of its shards' reports."""
     reasons: Counter[str] = Counter()
     set_aside: Counter[str] = Counter()
     counts: Counter[str] = Counter()

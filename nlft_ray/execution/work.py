@@ -18,7 +18,7 @@ from nlft_ray.tables.shards import Shard, ShardReport, commit_shard, ids_of, rea
 
 @dataclass
 class WorkResult:
-    """What a worker made of a table: output rows, unusable rows with reasons, and what it counted.
+    """The outcome of a worker's table: output rows, unusable rows with reasons, and what it counted.
 
     A reason reads `kind` or `kind: details`; rejects are counted by kind.
     Rows that are `set_aside` are usable but left out on purpose. They stand among the rejects, and are counted apart.
@@ -54,7 +54,7 @@ WorkerFactory = Callable[[Any], Worker]
 
 @dataclass(frozen=True)
 class TableWork:
-    """What one stage does to every shard of a table; it travels to wherever that is done."""
+    """The work of one stage on every shard of a table; it travels to wherever that is done."""
 
     stage: str
     make_worker: WorkerFactory

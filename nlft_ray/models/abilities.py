@@ -1,4 +1,4 @@
-"""What a model can do beyond a plain forward pass.
+"""The abilities of a model beyond a plain forward pass.
 
 Each ability is tried on a few tokens: models scale or cap their logits, attend through windows, keep recurrent states
 or mix texts in places that no configuration names.
@@ -118,7 +118,7 @@ def gives_logits_of_head(model: Callable[..., Any], head: torch.nn.Module, devic
 
 
 def hidden_and_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What the LM head reads (B, T, d), and the model's own logits (B, T, V)."""
+    """The hidden states that the LM head reads (B, T, d), and the model's own logits (B, T, V)."""
     head_inputs: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda _module, arguments: head_inputs.append(arguments[0])

@@ -124,5 +124,5 @@ def _unfit(model: PreTrainedModel) -> str | None:
 
 
 def _public_name(config: ModelConfig) -> str:
-    """How others find the base model: not by where this machine's cache happens to hold it."""
+    """The name by which others find the base model: not where this machine's cache happens to hold it."""
     return str(sandbox.MODEL_FOLDER) if config.path == "sandbox" else config.path

@@ -1,4 +1,7 @@
-"""What `auto` becomes among a model's settings. The driver asks, and the answer stands in the output's identity."""
+"""The settings of a model that may be `auto`, and what they become.
+
+The driver asks, and the answer stands in the output's identity.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +12,7 @@ from nlft_ray.log import log
 
 
 def automatic_settings(config: ModelConfig, on_gpu: Callable[[], bool]) -> dict[str, Callable[[], str]]:
-    """How each setting that may be `auto` is chosen; `on_gpu` says whether workers will have GPUs."""
+    """The way in which each setting that may be `auto` is chosen; `on_gpu` says whether workers will have GPUs."""
     return {
         "dtype": lambda: automatic_dtype(on_gpu=on_gpu()),
         "attention": partial(_attention, config),

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _BY_SEGMENTS = {"sdpa": "nlft_ray_segments", "eager": "nlft_ray_segments_eager"}
-"""What takes the place of transformers' attention implementations, by its name among them."""
+"""The names under which attention by segments stands in for transformers' implementations."""
 _BLOCK = 192  # queries at a time on a CPU, so that their scores stay in its cache and few of them are masked
 _MULTIPLE = 64  # sizes are rounded up to multiples of this: oneDNN compiles a kernel for every shape that it meets
 
@@ -31,7 +31,7 @@ class Segment:
     own: slice
     """Where they stand among the N tokens of the pass."""
     reads: Reads
-    """What they read, T states in all: the n own ones are the last."""
+    """The parts that they read, T states in all: the n own ones are the last."""
     mask: Tensor | None
     """(1, 1, n, T) bool, True where attention goes; None where the segment continues nothing: plainly causal."""
 
@@ -50,7 +50,7 @@ class PackedTexts:
 
     @property
     def beginning(self) -> Reads:
-        """What a text reads that continues the stored tokens alone."""
+        """The states that a text reads which continues the stored tokens alone."""
         return (slice(0, self.stored),) if self.stored else ()
 
     def append(self, tokens: Sequence[int], continued: Reads) -> Reads:
@@ -207,7 +207,7 @@ def _causal(n: int, seen: int, window: int | None = None, device: torch.device |
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores in place of a boolean mask."""
+    """The scores to add in place of a boolean mask: 0, or minus infinity."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 

@@ -137,7 +137,7 @@ def user_errors_for(where: str) -> Iterator[None]:
 
 
 def _meaning_of(scheme: str, error: OSError) -> str:
-    """What a store's error means, with the beginning of its own message."""
+    """The meaning of a store's error, with the beginning of its own message."""
     message = " ".join(str(error).split())[:300]
     values: Mapping[str, str] = {
         "credentials": _CREDENTIALS.get(scheme, "see fsspec's or pyarrow's page about this store"),

@@ -1,1 +1,1 @@
-"""What stages share on disk: schemas, manifests, shards, audits."""
+"""Tables on disk, in which stages meet: schemas, manifests, shards, audits."""

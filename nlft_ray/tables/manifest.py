@@ -28,7 +28,7 @@ def fingerprint(value: Any) -> str:
 
 
 class Identity(BaseModel):
-    """What determines a stage's output. Equal identities make equal outputs."""
+    """All that determines a stage's output. Equal identities make equal outputs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,7 +70,7 @@ class Manifest(BaseModel):
     seconds: float
     """Wall-clock time of the start that completed it; for a training, with the steps kept from earlier starts."""
     counts: dict[str, float] = {}
-    """What the stage counted: verdicts, disputed rows, accuracy, …"""
+    """The stage's own counts: verdicts, disputed rows, accuracy, …"""
 
 
 def identity_of(config: Strict, stage: str, **fields: Any) -> Identity:
@@ -79,7 +79,7 @@ def identity_of(config: Strict, stage: str, **fields: Any) -> Identity:
 
 
 class StageResult(Strict):
-    """What a stage returns: where its output lies, and the manifest that stands beside it."""
+    """The result of a stage: where its output lies, and the manifest that stands beside it."""
 
     output: str
     manifest: Manifest

@@ -1,4 +1,4 @@
-"""What a training leaves in its folder: weighed examples, a line of metrics for each step, and the trained weights."""
+"""The folder of a training: weighed examples, a line of metrics for each step, and the trained model weights."""
 
 import json
 from typing import Any

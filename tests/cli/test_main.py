@@ -12,15 +12,13 @@ from nlft_ray.cli.main import app, main
 from nlft_ray.stages import STAGES
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "nlft_ray", *words], capture_output=True, text=True, check=False)
-
-
+@pytest.mark.system
+@pytest.mark.smoke
 def test_help_answers_within_half_a_second() -> None:
     seconds = []
     for _ in range(5):  # the best of five: other work on the machine must not decide
         began = time.perf_counter()
-        finished = run("--help")
+        finished = subprocess.run([sys.executable, "-m", "nlft_ray", "--help"], capture_output=True, text=True)
         seconds.append(time.perf_counter() - began)
     assert finished.returncode == 0
     assert all(name in finished.stdout for name in STAGES)
@@ -52,11 +50,15 @@ def test_print_config_shows_defaults_and_runs_nothing(capsys: pytest.CaptureFixt
         (["score", "--config", "absent.yaml"], "no file absent.yaml"),
     ],
 )
-def test_a_users_mistake_is_one_message_and_exit_code_2(words: list[str], message: str) -> None:
-    finished = run(*words)
-    assert finished.returncode == 2
-    assert message in finished.stderr
-    assert "Traceback" not in finished.stderr
+def test_a_users_mistake_is_one_message_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(signal.SIGTERM), 143)])
@@ -75,6 +77,8 @@ def test_who_is_stopped_says_that_it_goes_on_later(
     assert "The same command continues" in capsys.readouterr().err
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_an_import_needs_no_torch(tmp_path: Path) -> None:
     """Its summary neither, which would take longer than the import itself."""
     source, output = tmp_path / "questions.jsonl", tmp_path / "questions"

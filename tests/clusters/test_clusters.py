@@ -142,6 +142,8 @@ def test_a_misspelt_word_of_an_entrypoint_is_refused(word: str) -> None:
         entrypoint_of(job)
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem in ("aws", "gcp")], ids=where)
 def test_the_launchers_shell_commands_parse(path: Path) -> None:
     values = read(path)
@@ -152,6 +154,8 @@ def test_the_launchers_shell_commands_parse(path: Path) -> None:
     assert "--dashboard-host=127.0.0.1" in " ".join(values["head_start_ray_commands"])
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_the_slurm_script_has_nothing_that_shellcheck_minds() -> None:
     script = CLUSTERS / "slurm.sh"
     found = subprocess.run([tool("shellcheck"), str(script)], capture_output=True, text=True, check=False)
@@ -159,6 +163,8 @@ def test_the_slurm_script_has_nothing_that_shellcheck_minds() -> None:
     assert os.access(script, os.X_OK)
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_the_container_file_has_nothing_that_hadolint_minds(tmp_path: Path) -> None:
     file = CLUSTERS / "Dockerfile"
     found = subprocess.run([tool("hadolint"), str(file)], capture_output=True, text=True, check=False)

@@ -73,7 +73,7 @@ def _card(config: ExportConfig, base: ModelConfig, source: Folder) -> str:
 
 
 def _metadata(base: ModelConfig) -> dict[str, Any]:
-    """What the base model's own card says, its licence above all; empty where it has none."""
+    """The metadata of the base model's own card, its licence above all; empty where it has none."""
     card = model_folder(base, weights=False) / CARD
     if not card.is_file():
         return {}

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 TARGETS = ("id", "instruction", "question", "standard_answer", "response", "verdict", "judgment", "source")
 """Our columns that `columns` may fill. Token ids are not among them: whose tokenizer made them is unknown."""
 FAILED_JUDGMENT = "$ERROR$"
-"""What the judging scripts of CUT and their relatives write where the judge could not be reached."""
+"""The mark that the judging scripts of CUT and their relatives write where the judge could not be reached."""
 _MAY_BE_NUMBERS = ("id", "standard_answer", "answer")
 _VERDICTS = dict.fromkeys(("correct", "true", "1"), CORRECT) | dict.fromkeys(("incorrect", "false", "0"), INCORRECT)
 
@@ -39,7 +39,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Format:
-    """How records become rows of a table. `convert` raises BadRow and counts what it decided in silence."""
+    """The way from records to rows of a table. `convert` raises BadRow and counts what it decided in silence."""
 
     table: str
     needed: tuple[str, ...]

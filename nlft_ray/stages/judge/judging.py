@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a judge said about one response, or why it said nothing."""
+    """A judge's answer about one response, or the reason why there is none."""
 
     judgment: str = ""
     failure: str = ""

@@ -1,4 +1,4 @@
-"""What runs through the model for a row: its response behind the prompt of each context it needs.
+"""The texts that run through the model for a row: its response behind the prompt of each context it needs.
 
 A correct response needs two contexts (base, standard), an incorrect one three; without a standard answer one fewer.
 """

@@ -19,7 +19,7 @@ FLOAT32_BYTES = {"cpu": 2**21, "gpu": 2**28}
 
 @dataclass(frozen=True, eq=False)
 class ResponseStates:
-    """What a forward pass leaves at the N positions that predict response tokens."""
+    """The results of a forward pass at the N positions that predict response tokens."""
 
     hidden: Tensor
     """(N, d) hidden states, which the LM head reads."""

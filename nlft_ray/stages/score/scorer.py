@@ -61,9 +61,9 @@ class ScoringBatch:
 
     rows: Sequence[ScoringRow]
     prefixes: Mapping[Context, list[int]]
-    """What all prompts of a context begin with here: it runs once, and its states are stored. May be empty."""
+    """The common beginning of all prompts of a context here: it runs once, and its states are stored. May be empty."""
     trees: Sequence[Tree]
-    """What remains to run of each row; empty where contexts are padded."""
+    """The rest of each row that is still to run; empty where contexts are padded."""
 
     @property
     def tokens(self) -> int:
@@ -139,7 +139,7 @@ class Scorer:
         return [ScoringBatch(rows[part], self._prefixes(rows[part]), []) for part in slices]
 
     def _prefixes(self, rows: Sequence[ScoringRow]) -> dict[Context, list[int]]:
-        """What the prompts of each context that these rows need begin with."""
+        """The common beginning of the prompts of each context that these rows need."""
         prefixes: dict[Context, list[int]] = {}
         for context in get_args(Context):
             prompts = [row.prompts[context] for row in rows if context in row.prompts]

@@ -35,7 +35,7 @@ _NAME = re.compile(r"step-(\d+)-[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come: all that a resumed one needs besides the states."""
+    """The progress of a training: all that a resumed one needs besides the states."""
 
     steps_done: int
     seed: int
@@ -155,7 +155,7 @@ class Checkpoints:
 
     @contextmanager
     def all_or_none(self, problem: str) -> Iterator[None]:
-        """What fails on one worker fails on all, with the same words: none waits for another that is gone."""
+        """Make a failure of one worker one of all, with the same words: none waits for another that is gone."""
         mine: Exception | None = None
         try:
             yield

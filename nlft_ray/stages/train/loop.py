@@ -199,7 +199,7 @@ class Stepper:
         return torch.stack([self._normalise(term, micro, divisor) for term in terms]) * self._options.policy.loss_scale
 
     def _divisor(self, batch: Sequence[Example]) -> float:
-        """What the sum over all examples of a step is divided by: their number, or all their weight."""
+        """The divisor of the sum over all examples of a step: their number, or all their weight."""
         return sum(example.weight for example in batch) if self._options.normalisation == "weight" else len(batch)
 
     def _normalise(self, losses: Tensor, micro: MicroBatch, divisor: float) -> Tensor:

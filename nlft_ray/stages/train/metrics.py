@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 0.5, 5.0
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step did, over all workers."""
+    """The metrics of one optimizer step, over all workers."""
 
     step: int
     """Counts from 1."""

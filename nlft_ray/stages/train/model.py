@@ -62,7 +62,7 @@ class LogOddsHead(nn.Linear):
 
 
 class TokenKeys:
-    """What the masks of a pass depend on, for all its layers: a key for each token."""
+    """The place of a pass in the random masks of all its layers: a key for each token."""
 
     def __init__(self) -> None:
         self._keys: Tensor | None = None

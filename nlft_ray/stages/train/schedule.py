@@ -63,7 +63,10 @@ def order_of(options: TrainOptions, examples: int) -> Order:
 
 @dataclass(frozen=True)
 class Split:
-    """How the examples of a step are dealt out. Any sizes fit together: slots that stay empty hold None."""
+    """The layout of a step: which worker takes which examples in which pass.
+
+    Any sizes fit together: slots that stay empty hold None.
+    """
 
     workers: int
     micro_batch_size: int

@@ -79,6 +79,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
     assert len(read_table(tmp_path / "out")) == 2000
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_an_import_needs_neither_ray_nor_torch() -> None:
     code = (
         "import sys, nlft_ray.stages.importing.job;"

@@ -85,6 +85,8 @@ def nlft_ray(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_it_is_configured_like_any_other(installed: Path) -> None:
     training = ["train", "input=scored", "output=trained", "model.path=sandbox", *SETTINGS]
     done = nlft_ray(installed, *training, "--print-config")
@@ -97,6 +99,8 @@ def test_it_is_configured_like_any_other(installed: Path) -> None:
     assert "policy.surprise.times: Input should be greater than or equal to 0 (got -1)" in refused.stderr
 
 
+@pytest.mark.system
+@pytest.mark.smoke
 def test_inspect_shows_it(installed: Path, run: str, scored_rows: list[dict[str, Any]], surprise: Policy) -> None:
     figures = nlft_ray(installed, "inspect", f"{run}/scored", "--policy", "surprise").stdout
     lowered = sum(int((type(surprise)().weigh(facts_of(row)).sign < 0).sum()) for row in scored_rows)
