@@ -224,20 +224,12 @@ def _with_adapters(config: TrainConfig) -> Any:
     return peft.get_peft_model(model, settings, autocast_adapter_dtype=False).train()
 
 
-def _trl(task: dict[str, Any]) -> Measure:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+def _trl_settings(task: dict[str, Any], output: str) -> Any:
+    """The settings of TRL's trainer that are those of the others."""
+    from trl import SFTConfig
 
-    config = _config(task)
-    examples = _weigh(config)
-    ids = [example.input_ids.tolist() for example in examples]
-    masks = [
-        [0] * example.response_start + [1] * (len(example.input_ids) - example.response_start) for example in examples
-    ]
-    settings = SFTConfig(
-        output_dir=config.output,
+    return SFTConfig(
+        output_dir=output,
         per_device_train_batch_size=task["micro_batch_size"],
         gradient_accumulation_steps=task["batch_size"] // task["micro_batch_size"],
         num_train_epochs=1,
@@ -256,6 +248,20 @@ def _trl(task: dict[str, Any]) -> Measure:
         disable_tqdm=True,
     )
 
+
+def _trl(task: dict[str, Any]) -> Measure:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
+    config = _config(task)
+    examples = _weigh(config)
+    ids = [example.input_ids.tolist() for example in examples]
+    masks = [
+        [0] * example.response_start + [1] * (len(example.input_ids) - example.response_start) for example in examples
+    ]
+
     class Clock(TrainerCallback):
         def on_train_begin(self, *arguments: Any, **named: Any) -> None:
             self.clock = _Clock(task, trainer.model)
@@ -273,7 +279,7 @@ def _trl(task: dict[str, Any]) -> Measure:
     clock = Clock()
     trainer = SFTTrainer(
         model=load_model(config.model),
-        args=settings,
+        args=_trl_settings(task, config.output),
         train_dataset=Dataset.from_dict({"input_ids": ids, "completion_mask": masks}),
         processing_class=load_tokenizer(config.model),
         peft_config=adapters,

@@ -99,12 +99,10 @@ def run_table_stage(
     _do_missing(work, executor, shards, reports)
     manifest = manifest_of(identity, list(reports.values()), time.monotonic() - began)
     audit_shards(shards, reports, ids, input_manifest)
-    remove_strays(output, shards)
-    (output / UNFINISHED).remove()
     check_rejects(config, stage, manifest, output)
     if summarise:
         manifest = manifest.model_copy(update={"counts": manifest.counts | summarise(manifest)})
-    finish(output, manifest)
+    _finish(output, shards, manifest)
     return StageResult(output=config.output, manifest=manifest)
 
 
@@ -169,6 +167,13 @@ def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, Shar
             log(f"input: {shard.file} was changed since {shard.name} was made of it; it is made again.")
             (output / DATA).delete(shard.name)
             del reports[shard.number]
+
+
+def _finish(output: Folder, shards: list[Shard], manifest: Manifest) -> None:
+    """Leave nothing but whole shards in the output, and say that it is complete."""
+    remove_strays(output, shards)
+    (output / UNFINISHED).remove()
+    finish(output, manifest)
 
 
 def audit_shards(
