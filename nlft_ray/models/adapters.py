@@ -1,5 +1,6 @@
 """Low-rank adapters on a model of any family: on its language model alone, where each can stand."""
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ def with_adapters(model: PreTrainedModel, config: ModelConfig, lora: LoraConfig,
     Raises:
         UserError: the targets are not in the model, or cannot drop.
     """
-    import peft
+    with _quiet():
+        import peft
 
     torch.manual_seed(seed)  # every worker draws the same adapters
     settings = peft.LoraConfig(
@@ -61,16 +63,22 @@ def with_adapters(model: PreTrainedModel, config: ModelConfig, lora: LoraConfig,
 
 def with_trained_adapters(model: PreTrainedModel, weights: Path) -> Any:
     """The model with the adapters of a folder."""
-    from peft import PeftModel
-
     with _quiet():
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(model, weights)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, PEFT does not tell of what it mends by itself: patterns of experts it has not, matrices the other way."""
+    """Within, PEFT and what it imports do not tell of what no user can change.
+
+    It mends some things by itself: patterns of experts it has not, matrices the other way. It asks transformers by a
+    name that will go. And bitsandbytes, where it is installed, misses a kernel that only 4-bit weights on a CPU want.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         yield

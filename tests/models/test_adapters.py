@@ -1,5 +1,6 @@
 """Adapters stand where a family takes them, and what they leave is known."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from nlft_ray.config import LoraConfig, ModelConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models.adapters import adapted_share, outside_the_language_model, with_adapters
+from nlft_ray.models.adapters import adapted_share, outside_the_language_model, with_adapters, with_trained_adapters
 from tests.random_models import save_random_model
 
 BASE = ModelConfig(path="org/base")
@@ -47,3 +48,13 @@ def test_a_wrapper_is_adapted_in_its_language_model_alone(tmp_path: Path) -> Non
     assert trained
     assert all(".language_model." in name for name in trained)
     assert 0.4 < adapted_share(adapted) < 1
+
+
+def test_nothing_is_said_that_no_user_can_change(tmp_path: Path) -> None:
+    path = save_random_model(tmp_path / "model")
+    adapted = with_adapters(AutoModelForCausalLM.from_pretrained(path), BASE, LoraConfig())
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_adapters(AutoModelForCausalLM.from_pretrained(path), BASE, LoraConfig())
+        with_trained_adapters(AutoModelForCausalLM.from_pretrained(path), tmp_path / "adapter")
