@@ -45,8 +45,8 @@ def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"  {reason}", f"{count:,}"
     for reason, count in manifest.set_aside_reasons.items():
         yield f"set aside: {reason}", f"{count:,}"
-    if manifest.tokens:
-        yield "tokens", f"{manifest.tokens:,}"
+    if manifest.tokens and "tokens_run" not in manifest.counts:
+        yield "tokens through the model", f"{manifest.tokens:,}"
     yield "seconds", f"{manifest.seconds:.1f}"
     for name, value in manifest.counts.items():
         yield name.replace("_", " "), f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

@@ -47,7 +47,8 @@ _COLUMNS = [
     "standard_ids",
 ]
 _COUNTED = (
-    *("rows", "rows_without_weight", "examples", CORRECT, INCORRECT, "tokens", "weighted_tokens", "silenced_tokens"),
+    *("rows", "rows_without_weight", "examples", CORRECT, INCORRECT),
+    *("trained_tokens", "weighted_tokens", "silenced_tokens"),
     *("scoring_tokens", "losing_tokens", "lowered_tokens", "growth_truncated"),
 )
 _ROWS_AT_ONCE = 256
@@ -211,7 +212,7 @@ class Weighing:
             {
                 "examples": 1,
                 verdict: 1,
-                "tokens": example.n,
+                "trained_tokens": example.n,
                 "weighted_tokens": int(example.weighted.sum()),
                 "silenced_tokens": int((~example.weighted).sum()),
                 "lowered_tokens": int((example.unlikelihood > 0).sum()),

@@ -34,7 +34,7 @@ def test_an_example_has_the_weights_that_the_policy_gives(scored: str) -> None:
         np.testing.assert_allclose(example.anchor, weights.anchor)
     counts = weighing.counts
     assert (counts["correct"], counts["incorrect"]) == (6, 5)
-    assert counts["tokens"] == counts["weighted_tokens"] + counts["silenced_tokens"]
+    assert counts["trained_tokens"] == counts["weighted_tokens"] + counts["silenced_tokens"]
     assert counts["losing_tokens"] == counts["lowered_tokens"] > 0
 
 
