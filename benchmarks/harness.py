@@ -87,12 +87,14 @@ def synchronise() -> None:
 # ---- Processes of their own
 
 
-def call_child(script: str, task: dict[str, Any], **environment: str) -> Any:
+def call_child(script: str, task: dict[str, Any], *, python: str = sys.executable, **environment: str) -> Any:
     """The answer of one child: see `call_children`."""
-    return call_children(script, [task], **environment)[0]
+    return call_children(script, [task], python=python, **environment)[0]
 
 
-def call_children(script: str, tasks: Sequence[dict[str, Any]], **environment: str) -> list[Any]:
+def call_children(
+    script: str, tasks: Sequence[dict[str, Any]], *, python: str = sys.executable, **environment: str
+) -> list[Any]:
     """Run `script --child TASK` for each task, all at once, each in a process of its own: no memory is another's.
 
     Leaves with the end of a child's output where one fails.
@@ -101,7 +103,7 @@ def call_children(script: str, tasks: Sequence[dict[str, Any]], **environment: s
         files = [Path(folder) / str(number) for number in range(len(tasks))]
         children = [
             subprocess.Popen(
-                [sys.executable, script, "--child", json.dumps(task | {"answer": str(file)})],
+                [python, script, "--child", json.dumps(task | {"answer": str(file)})],
                 env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"} | environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

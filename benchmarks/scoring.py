@@ -1,11 +1,12 @@
-"""Scoring, side by side: this project, lm-evaluation-harness, and the pattern of the method's first release.
+"""Scoring, side by side: this project, lm-evaluation-harness, vLLM, and the pattern of the method's first release.
 
     pip install 'nlft-ray[bench]'
     python benchmarks/scoring.py --data ../shared/data/gsm8k --output scoring.json
 
 One table for each dtype and length of instruction. Within a table: the same rows, the same random model, the same
 threads, each pattern in a process of its own, one after another. Needs Linux, and GSM8K's train.jsonl and
-example_model_solutions.jsonl.
+example_model_solutions.jsonl. vLLM wants other versions of torch and transformers than this project: give it an
+environment of its own and name that one's Python, `--vllm-python vllm/bin/python`; without, its line is left out.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import harness
 
-NAMES = {"ours": "nlft-ray", "harness": "lm-evaluation-harness", "released": "released pattern"}
+NAMES = {"ours": "nlft-ray", "harness": "lm-evaluation-harness", "vllm": "vLLM", "released": "released pattern"}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of a row's mean log-probability
 
 
@@ -28,13 +29,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=("60M", "8B", "tiny"), help="default: 8B where there is a GPU, else 60M")
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, help="default: bfloat16 on a GPU, else both")
     parser.add_argument("--instructions", nargs="+", choices=("short", "long"), default=["short", "long"])
-    parser.add_argument("--patterns", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--patterns", nargs="+", choices=NAMES, default=[name for name in NAMES if name != "vllm"])
+    parser.add_argument("--vllm-python", help="Python of an environment with vLLM, which is measured too")
     parser.add_argument(
         "--rounds", type=int, default=1, help="times that each is measured, in turn; the fastest counts"
     )
     parser.add_argument("--max-tokens-per-batch", type=int, help="of nlft-ray; default: its own")
     parser.add_argument("--harness-batch-size", type=int, help="default: the fastest of several in a trial")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.vllm_python and "vllm" not in arguments.patterns:
+        arguments.patterns.append("vllm")
+    if "vllm" in arguments.patterns and not (arguments.vllm_python or arguments.child):
+        parser.error("--patterns vllm: name the Python of an environment with vLLM by --vllm-python")
+    return arguments
 
 
 def main() -> None:
@@ -66,6 +73,10 @@ def prepare(arguments: argparse.Namespace, folder: Path, shape: str, dtype: str,
     from scoring_rows import save_inputs
 
     tokenizer, rows = save_inputs(folder, arguments.data, shape, dtype, arguments.rows, instruction)
+    if "vllm" in arguments.patterns:
+        from scoring_patterns import save_requests
+
+        save_requests(folder)
     lengths = {
         column: round(sum(len(tokenizer(row[column])["input_ids"]) for row in rows if row[column])
         / sum(row[column] is not None for row in rows))
@@ -84,6 +95,8 @@ def measure(arguments: argparse.Namespace, folder: str, dtype: str) -> dict[str,
             options["score"] = {"max_tokens_per_batch": arguments.max_tokens_per_batch}
         if pattern == "harness":
             options["batch_size"] = arguments.harness_batch_size or fastest_batch_size(task)
+        if pattern == "vllm":
+            task["python"] = arguments.vllm_python
         tasks[pattern] = task | {"options": options}
     rounds = [{pattern: call_child(task) for pattern, task in tasks.items()} for _ in range(arguments.rounds)]
     return {pattern: min((one[pattern] for one in rounds), key=lambda measure: measure["seconds"]) for pattern in tasks}
@@ -96,6 +109,8 @@ def fastest_batch_size(task: dict[str, Any]) -> int:
 
 def call_child(task: dict[str, Any]) -> dict[str, Any]:
     """Figures of a pattern, which runs in a process of its own."""
+    if task["pattern"] == "vllm":
+        return harness.call_child(str(Path(__file__).with_name("vllm_pattern.py")), task, python=task["python"])
     return harness.call_child(__file__, task, OMP_NUM_THREADS=str(task["threads"]))
 
 
@@ -122,9 +137,10 @@ def row_of(pattern: str, measure: dict[str, Any], ours: dict[str, Any] | None, e
     seconds = measure["seconds"]
     speed = [f"{examples / seconds:.2f}", f"{ours['tokens'] / seconds:.0f}" if ours else ""]
     keys = ("seconds", "cpu_seconds", "peak_bytes")
-    ratios = [f"{measure[key] / ours[key]:.2f}" if ours else "" for key in keys]
+    ratios = [f"{measure[key] / ours[key]:.2f}" if ours and key in measure else "" for key in keys]
+    memory = f"{measure['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in measure else ""
     name = NAMES[pattern] + (f" (batch {measure['batch_size']})" if "batch_size" in measure else "")
-    return [name, *speed, *ratios[:2], f"{measure['peak_bytes'] / 2**20:.0f} MiB", ratios[2]]
+    return [name, *speed, *ratios[:2], memory, ratios[2]]
 
 
 def efficiency(ours: dict[str, Any]) -> str:

@@ -1,10 +1,12 @@
-"""Three ways of scoring the same rows. Each runs in a process of its own and says what it took.
+"""Ways of scoring the same rows. Each runs in a process of its own and says what it took.
 
 ours      this project's ScoreWorker, in process.
 harness   lm-evaluation-harness: `HFLM.loglikelihood`, a request for each context of each row.
 released  the pattern of the method's first release: an example at a time, its three contexts in a padded batch (a
           correct response has its base context twice), a float32 softmax over all positions, growing in a Python
           loop that reads a tensor for each neighbour. No gradient.
+
+vLLM's is in `vllm_pattern.py`, which another environment runs.
 """
 
 import json
@@ -142,6 +144,17 @@ def _scoring_rows(config: ScoreConfig, rows: list[dict[str, Any]]) -> list[Scori
     tokenizer = load_tokenizer(config.model)
     build = RowBuilder(tokenizer, config.prompts, tokenizer.eos_token_id)
     return [build(row) for row in table_of(rows, EXAMPLES).to_pylist()]
+
+
+def save_requests(folder: Path) -> None:
+    """Write requests.json for `vllm_pattern.py`: every context of the rows in rows.json, as token ids."""
+    config = ScoreConfig.model_validate({"input": "-", "output": "-", "model": {"path": str(folder)}})
+    requests = [
+        {"id": row.id, "context": name, "ids": [*prompt, *row.response_ids], "response_start": len(prompt)}
+        for row in _scoring_rows(config, json.loads((folder / "rows.json").read_text()))
+        for name, prompt in row.prompts.items()
+    ]
+    (folder / "requests.json").write_text(json.dumps(requests))
 
 
 def _count_work(model: Any) -> dict[str, int]:
