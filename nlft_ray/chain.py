@@ -9,6 +9,7 @@ run_dir/
   round-N/POLICY/                            `rounds`: a folder like this one, begun with the last round's model
 """
 
+import datetime
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -77,7 +78,7 @@ def run(config: RunConfig) -> RunResult:
     test = first.imported("test_questions", config.test_questions) if config.test_questions else None
     before = first.evaluated("before", config.model, test)
     latest = [first.outcome(policy, examples, scored, test, before) for policy in config.policies]
-    outcomes = [*latest, *_later_rounds(config, latest, imported, test)]
+    outcomes = [*latest, *_later_rounds(first.dated(config), latest, imported, test)]
     return RunResult(
         config=config,
         examples=examples,
@@ -121,13 +122,18 @@ class _Round:
 
     def __init__(self, config: RunConfig, number: int, folder: Folder, model: ModelConfig):
         self._config, self._number, self._folder, self._model = config, number, folder, model
+        self._date = config.prompts.date
+
+    def dated(self, config: RunConfig) -> RunConfig:
+        """The configuration with the date that prompts were told in this round, if any were: a run has one date."""
+        return config.model_copy(update={"prompts": config.prompts.model_copy(update={"date": self._date})})
 
     def stage(self, name: str, options: BaseModel, folder: str, **fields: Any) -> StageResult:
         """Run one stage into a folder of the round."""
         stage = STAGES[name]
         kind = stage.load_config()
         shared: dict[str, Any] = {
-            field: getattr(self._config, field)
+            field: getattr(self.dated(self._config), field)
             for field in ("prompts", "pool", "ray_address", "overwrite", "max_reject_fraction")
             if field in kind.model_fields
         }
@@ -138,6 +144,9 @@ class _Round:
         result = stage.load_function()(kind(**values))
         if result.reused:
             log(f"{name}: already complete")
+        # the first stage that tells a date goes on with its own when it is started again, and so do those after it
+        told = result.manifest.identity.config.get("prompts", {}).get("date")
+        self._date = datetime.date.fromisoformat(told) if told else self._date
         return result
 
     def imported(self, folder: str, options: BaseModel) -> StageResult:

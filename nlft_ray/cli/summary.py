@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from nlft_ray.chain import PolicyOutcome, RunResult
 from nlft_ray.cli.tables import result_console, result_table
@@ -48,6 +49,8 @@ def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.tokens and "tokens_run" not in manifest.counts:
         yield "tokens through the model", f"{manifest.tokens:,}"
     yield "seconds", f"{manifest.seconds:.1f}"
+    for name, note in manifest.notes.items():
+        yield name.replace("_", " "), escape(note)
     for name, value in manifest.counts.items():
         yield name.replace("_", " "), f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 

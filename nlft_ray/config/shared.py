@@ -1,5 +1,6 @@
 """Settings that several stages share: the model, the prompts, the pool of actors."""
 
+import datetime
 import os
 import re
 from typing import Annotated, Any, Literal
@@ -62,6 +63,10 @@ class NotIdentity:
     """
 
 
+class IdentityWhenSet:
+    """Mark of a field that stands in identities only where it is not None: most outputs do not depend on it."""
+
+
 class Strict(BaseModel):
     """A configuration: unknown keys and wrong types are errors, and values never change after validation."""
 
@@ -70,15 +75,16 @@ class Strict(BaseModel):
     )
 
     def identity(self) -> dict[str, Any]:
-        """Settings that determine the output, as JSON: all fields but those marked `NotIdentity`."""
+        """Settings that determine the output, as JSON: all fields but those that their marks leave out."""
         return self.model_dump(mode="json", by_alias=True, exclude=self._not_identity())
 
     def _not_identity(self) -> dict[str, Any]:
-        """Marked fields, as pydantic's `exclude` names them."""
+        """Fields that are left out, as pydantic's `exclude` names them."""
         marked: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if any(isinstance(mark, NotIdentity) for mark in field.metadata):
+            left_out = (NotIdentity, IdentityWhenSet) if value is None else NotIdentity
+            if any(isinstance(mark, left_out) for mark in field.metadata):
                 marked[name] = True
             elif isinstance(value, Strict) and (inner := value._not_identity()):
                 marked[name] = inner
@@ -112,7 +118,8 @@ class ModelConfig(Strict):
     max_length: PositiveInt | None = None
     """Most tokens of prompt and response together; unset, what the model's configuration allows."""
     end_of_turn_token: str | None = None
-    """Token that ends a response; unset, the tokenizer's end-of-sequence token."""
+    """Token that ends a response; unset, what the chat template puts after an assistant's words, else what the model's
+    generation configuration stops at, else the tokenizer's end-of-sequence token."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off for models that you do not trust."""
 
@@ -157,10 +164,14 @@ class PromptConfig(Strict):
     """User message that asks for a judgment of an incorrect response."""
     plain: str = "{% if instruction %}{{ instruction }}\n\n{% endif %}{{ message }}\n\n"
     """Text around a user message where the tokenizer has no chat template; the response follows it directly."""
-    instruction_role: Literal["system", "user"] = "system"
-    """Where a row's instruction goes: a system message, or ahead of the user message."""
+    instruction_role: Literal["auto", "system", "user"] = "auto"
+    """Where a row's instruction goes: a system message, or ahead of the user message; `auto` is a system message where
+    the chat template has a place for one."""
     chat_template_arguments: dict[str, Any] = {}
     """Extra arguments of the tokenizer's chat template, such as `enable_thinking: false`."""
+    date: Annotated[datetime.date | None, IdentityWhenSet()] = None
+    """Date (2026-11-27) that is told to chat templates which ask for today's; unset, the day on which the output, or
+    the run, was begun. Other templates are not told it."""
 
     @model_validator(mode="after")
     def _templates_name_their_fields(self) -> "PromptConfig":

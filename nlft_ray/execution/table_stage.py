@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nlft_ray.config import WithPool
 from nlft_ray.errors import UserError
@@ -14,7 +14,7 @@ from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
 from nlft_ray.models.automatic import automatic_settings
-from nlft_ray.models.prompts import prompts_fingerprint
+from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
     MANIFEST,
@@ -41,6 +41,9 @@ from nlft_ray.tables.shards import (
     plan_shards,
     remove_strays,
 )
+
+if TYPE_CHECKING:
+    from nlft_ray.models.turns import Turns
 
 T = TypeVar("T")
 
@@ -81,9 +84,9 @@ def run_table_stage(
     input_manifest = read_manifest(source, table=reads)
     identify = partial(_identity, work, writes, input_manifest)
     begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
-    identity = identify() if begun else executor.connect_during(identify)
-    if loads_model:
-        automatic = automatic_settings(config.model, partial(executor.has_gpus, work))
+    identity, turns = identify() if begun else executor.connect_during(identify)
+    if turns:
+        automatic = automatic_settings(config.model, partial(executor.has_gpus, work)) | turns.automatic()
         identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
@@ -94,10 +97,14 @@ def run_table_stage(
     ids = input_ids(source, shards)
     _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
-    if loads_model:
-        work = replace(work, config=with_settled_model(config, identity, automatic))
+    notes = turns.notes(identity.config["prompts"]) if turns else {}
+    for subject, note in notes.items():
+        log(f"{stage}: {subject.replace('_', ' ')}: {note}")
+    if turns:
+        work = replace(work, config=with_settled_model(turns.settled(config), identity, automatic))
     _do_missing(work, executor, shards, reports)
     manifest = manifest_of(identity, list(reports.values()), time.monotonic() - began)
+    manifest = manifest.model_copy(update={"notes": notes})
     audit_shards(shards, reports, ids, input_manifest)
     check_rejects(config, stage, manifest, output)
     if summarise:
@@ -114,15 +121,20 @@ def _executor(config: WithPool) -> Executor:
     return RayExecutor(config.ray_address)
 
 
-def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> Identity:
+def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> tuple[Identity, "Turns | None"]:
+    """The identity but for what `settle_model` chooses; and how the model takes turns, where there is one."""
     config: Any = work.config
+    turns = None
     made_by = input_manifest.identity
     fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
     if work.loads_model:
         with process.starting():
             from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+            from nlft_ray.models.turns import read_turns
 
         tokenizer = load_tokenizer(config.model)
+        turns = read_turns(tokenizer, config.model, config.prompts)
+        config = turns.identified(config)
         fields |= {
             "model": model_fingerprint(config.model),
             "tokenizer": tokenizer_fingerprint(tokenizer),
@@ -132,9 +144,10 @@ def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> Identit
         check_tokenizer("input", config.input, made_by.tokenizer, fields["tokenizer"], advice)
     else:
         fields["tokenizer"] = made_by.tokenizer
+        config = config.model_copy(update={"prompts": prompts_of_a_server(config.prompts)})
     identity = identity_of(config, work.stage, **fields)
     identity.config["rows_per_shard"] = config.pool.rows_per_shard  # it shapes batches, hence seeds
-    return identity
+    return identity, turns
 
 
 def _do_missing(work: TableWork, executor: Executor, shards: list[Shard], reports: dict[int, ShardReport]) -> None:

@@ -14,8 +14,8 @@ from nlft_ray.log import log
 def automatic_settings(config: ModelConfig, on_gpu: Callable[[], bool]) -> dict[str, Callable[[], str]]:
     """The way in which each setting that may be `auto` is chosen; `on_gpu` says whether workers will have GPUs."""
     return {
-        "dtype": lambda: automatic_dtype(on_gpu=on_gpu()),
-        "attention": partial(_attention, config),
+        "model.dtype": lambda: automatic_dtype(on_gpu=on_gpu()),
+        "model.attention": partial(_attention, config),
     }
 
 

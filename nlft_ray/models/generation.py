@@ -8,8 +8,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from nlft_ray.config import ModelConfig, PromptConfig
-from nlft_ray.models.loading import end_of_turn_id, load_model, load_tokenizer, max_length
+from nlft_ray.models.loading import load_model, load_tokenizer, max_length
 from nlft_ray.models.prompts import PromptKind, prompt_ids
+from nlft_ray.models.turns import end_of_turn, instruction_role
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class PromptedModel:
     """
 
     def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int):
-        self._prompts = prompts
         self._tokenizer = load_tokenizer(model)
+        self._prompts = prompts.model_copy(update={"instruction_role": instruction_role(self._tokenizer, prompts)})
         self._max_length = max_length(model)
         self._generate = Generator(
             load_model(model, spread=True),
-            end_of_turn=end_of_turn_id(self._tokenizer, model),
+            end_of_turn=end_of_turn(self._tokenizer, model, prompts).id,
             max_length=self._max_length,
             batch_size=batch_size,
         )
@@ -94,6 +95,8 @@ class Generator:
         self._batch_size = batch_size
         own = getattr(model.generation_config, "eos_token_id", None)
         self.ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
+        # transformers fills whatever is not said from here: a repetition penalty of the model's file, for one
+        model.generation_config = GenerationConfig()
         self._end_of_turn = end_of_turn
 
     def __call__(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[list[int]]:

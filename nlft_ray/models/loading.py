@@ -79,15 +79,13 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """The model's tokenizer.
 
     Raises:
-        UserError: it cannot be loaded, or has no end-of-sequence token and none was named.
+        UserError: it cannot be loaded.
     """
     folder = model_folder(config, weights=False)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: the tokenizer in {config.path} does not load: {error}") from error
-    end_of_turn_id(tokenizer, config)
-    return tokenizer
 
 
 def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> "PreTrainedModel":
@@ -168,24 +166,6 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
         return {"quantization_config": AutoQuantizationConfig.from_dict(dict(config.quantization))}
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"model.quantization: {' '.join(str(error).split())}") from error
-
-
-def end_of_turn_id(tokenizer: Any, config: ModelConfig) -> int:
-    """Id of the token that ends a response.
-
-    Raises:
-        UserError: it is unknown to the tokenizer, or there is none.
-    """
-    if config.end_of_turn_token is None:
-        if tokenizer.eos_token_id is None:
-            raise UserError(
-                f"model.path: the tokenizer of {config.path} has no eos token: set model.end_of_turn_token."
-            )
-        return int(tokenizer.eos_token_id)
-    token_id = tokenizer.get_vocab().get(config.end_of_turn_token)
-    if token_id is None:
-        raise UserError(f"model.end_of_turn_token: {config.end_of_turn_token!r} is not a token of {config.path}.")
-    return int(token_id)
 
 
 def max_length(config: ModelConfig) -> int:

@@ -71,6 +71,8 @@ class Manifest(BaseModel):
     """Wall-clock time of the start that completed it; for a training, with the steps kept from earlier starts."""
     counts: dict[str, float] = {}
     """The stage's own counts: verdicts, disputed rows, accuracy, …"""
+    notes: dict[str, str] = {}
+    """What was found in the model's files where settings leave it open, by what it is about, such as `end_of_turn`."""
 
 
 def identity_of(config: Strict, stage: str, **fields: Any) -> Identity:
@@ -149,38 +151,54 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
 
 
 Automatic = Mapping[str, Callable[[], str]]
-"""The model's settings that may be `auto`, and how each is chosen (`models.automatic`)."""
+"""Settings that may be left open, such as `model.dtype`, and how each is chosen (`models.automatic`, `.turns`)."""
 
 
 def settle_model(folder: Folder, identity: Identity, *, overwrite: bool, automatic: Automatic) -> Identity:
-    """The identity with what the model's `auto` settings become, so that no worker decides for itself.
+    """The identity with what settings become that are left open (`auto`, None), so that no worker decides for itself.
 
-    An output that was begun goes on with what stands in its plan, whatever the devices are now; older plans may say
-    `auto`, and keep it. Otherwise each is chosen, which may take a cluster's start.
+    An output that was begun goes on with what stands in its plan, whatever devices and day are now; older plans may
+    leave one open, and keep it so. Otherwise each is chosen, which may take a cluster's start.
     """
-    left_open = [name for name in automatic if identity.config["model"][name] == "auto"]
+    left_open = [name for name in automatic if _setting(identity, name) in _OPEN]
     if left_open and folder.has(PLAN):
         existing = Identity.model_validate_json(folder.read_text(PLAN))
-        begun = existing.config.get("model", {})
-        same = _with_model(identity, {name: begun.get(name, "auto") for name in left_open})
+        same = _with_settings(identity, {name: _setting(existing, name) for name in left_open})
         if same == existing or not overwrite:  # else `begin` refuses, and names what differs besides
             return same
-    return _with_model(identity, {name: automatic[name]() for name in left_open})
+    return _with_settings(identity, {name: automatic[name]() for name in left_open})
 
 
 def with_settled_model(config: Config, identity: Identity, automatic: Automatic) -> Config:
-    """The configuration for workers, whose model has the settings of the identity: they cannot disagree.
+    """The configuration for workers, with the settings of the identity: they cannot disagree.
 
-    Where an older plan says `auto`, it is chosen now, as it was then.
+    What an older plan leaves open is chosen now, as it was then.
     """
-    recorded = {name: identity.config["model"][name] for name in automatic}
-    settled = {name: automatic[name]() if value == "auto" else value for name, value in recorded.items()}
-    return config.model_copy(update={"model": config.model.model_copy(update=settled)})
+    changed: dict[str, dict[str, Any]] = {}
+    for name, choose in automatic.items():
+        section, _, setting = name.partition(".")
+        recorded = _setting(identity, name)
+        changed.setdefault(section, {})[setting] = choose() if recorded in _OPEN else recorded
+    sections = {name: getattr(config, name) for name in changed}
+    settled = {name: section.model_validate(dict(section) | changed[name]) for name, section in sections.items()}
+    return config.model_copy(update=settled)
 
 
-def _with_model(identity: Identity, settings: Mapping[str, str]) -> Identity:
-    model = identity.config["model"] | settings
-    return identity.model_copy(update={"config": identity.config | {"model": model}})
+_OPEN = ("auto", None)
+
+
+def _setting(identity: Identity, name: str) -> Any:
+    section, _, setting = name.partition(".")
+    return identity.config.get(section, {}).get(setting)
+
+
+def _with_settings(identity: Identity, settings: Mapping[str, Any]) -> Identity:
+    config = dict(identity.config)
+    for name, value in settings.items():
+        section, _, setting = name.partition(".")
+        if value is not None:
+            config[section] = config[section] | {setting: value}
+    return identity.model_copy(update={"config": config})
 
 
 def check_tokenizer(option: str, folder: object, recorded: str | None, present: str, advice: str) -> None:

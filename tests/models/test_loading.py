@@ -10,7 +10,6 @@ from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.loading import (
     checkpoint_quantisation,
-    end_of_turn_id,
     load_model,
     load_tokenizer,
     max_length,
@@ -95,14 +94,6 @@ def test_length_is_the_models_own_or_less(random_llama: str) -> None:
     assert max_length(ModelConfig(path=random_llama, max_length=100)) == 100
     with pytest.raises(UserError, match="above the 512 positions"):
         max_length(ModelConfig(path=random_llama, max_length=513))
-
-
-def test_the_end_of_turn_can_be_another_token(random_llama: str) -> None:
-    tokenizer = load_tokenizer(ModelConfig(path=random_llama))
-    assert end_of_turn_id(tokenizer, ModelConfig(path=random_llama)) == tokenizer.eos_token_id
-    assert end_of_turn_id(tokenizer, ModelConfig(path=random_llama, end_of_turn_token="<user>")) == 3
-    with pytest.raises(UserError, match="is not a token"):
-        end_of_turn_id(tokenizer, ModelConfig(path=random_llama, end_of_turn_token="<nope>"))
 
 
 def test_fingerprints_follow_content(tmp_path: Path, random_llama: str) -> None:

@@ -49,7 +49,7 @@ def test_a_chat_template_without_system_role() -> None:
         "{% for message in messages %}[{{ message.content }}]{% endfor %}"
     )
     with pytest.raises(UserError, match="instruction_role=user"):
-        text("base", chat_template=refusing)
+        text("base", PromptConfig(instruction_role="system"), refusing)
     assert text("base", PromptConfig(instruction_role="user"), refusing) == "[Be brief.\n\nWhat is 2 + 2?]"
 
 

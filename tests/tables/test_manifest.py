@@ -68,7 +68,9 @@ def not_asked() -> str:
 
 def settled(folder: Folder, identity: Identity, *, overwrite: bool = False, **automatic: str) -> dict[str, str]:
     """The identity's dtype and attention; those that are not named may not be asked for."""
-    choices = {name: partial(automatic.__getitem__, name) if name in automatic else not_asked for name in CHOSEN}
+    choices = {
+        f"model.{name}": partial(automatic.__getitem__, name) if name in automatic else not_asked for name in CHOSEN
+    }
     model = settle_model(folder, identity, overwrite=overwrite, automatic=choices).config["model"]
     return {name: model[name] for name in CHOSEN}
 
@@ -97,7 +99,7 @@ def test_an_output_goes_on_as_it_was_begun(tmp_path: Path, dtype: str, attention
         ("attention", "flash_attention_2"),
     ):
         other = identity(model={"path": "m", name: another})
-        automatic = {"dtype": lambda: "float32", "attention": lambda: "sdpa"}
+        automatic = {"model.dtype": lambda: "float32", "model.attention": lambda: "sdpa"}
         changed = settle_model(folder, other, overwrite=False, automatic=automatic)
         with pytest.raises(UserError, match=rf"model\.{name}") as caught:
             begin(folder, changed, overwrite=False)
@@ -108,7 +110,7 @@ def test_auto_is_no_difference_of_its_own(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
     begin(folder, identity(model={"path": "m", "dtype": "bfloat16", "attention": "sdpa"}), overwrite=False)
     changed = identity(hidden_window=4)
-    refused = settle_model(folder, changed, overwrite=False, automatic=dict.fromkeys(CHOSEN, not_asked))
+    refused = settle_model(folder, changed, overwrite=False, automatic={f"model.{name}": not_asked for name in CHOSEN})
     with pytest.raises(UserError, match="hidden_window") as caught:
         begin(folder, refused, overwrite=False)
     assert "model." not in str(caught.value)

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.loading import end_of_turn_id, load_model, load_tokenizer, max_length
+from nlft_ray.models.loading import load_model, load_tokenizer, max_length
+from nlft_ray.models.turns import end_of_turn, instruction_role
 from nlft_ray.stages.score.contexts import Context, RowBuilder, ScoringRow
 from nlft_ray.stages.score.finished_batches import FinishedBatches
 from nlft_ray.stages.score.scorer import ContextFacts, Scorer, ScoringBatch
@@ -32,12 +33,13 @@ class ScoreWorker:
         self._config = config
         self._finished = finished
         tokenizer = load_tokenizer(config.model)
-        end_of_turn = end_of_turn_id(tokenizer, config.model)
+        end = end_of_turn(tokenizer, config.model, config.prompts).id
+        role = instruction_role(tokenizer, config.prompts)
         self._max_length = max_length(config.model)
-        self._build = RowBuilder(tokenizer, config.prompts, end_of_turn)
+        self._build = RowBuilder(tokenizer, config.prompts.model_copy(update={"instruction_role": role}), end)
         self._scorer = Scorer(
             load_model(config.model, spread=True),
-            pad_id=end_of_turn,  # never read, so any id will do
+            pad_id=end,  # never read, so any id will do
             max_tokens_per_batch=config.max_tokens_per_batch,
             hidden_window=config.hidden_window,
         )
