@@ -11,7 +11,7 @@ run_dir/
 
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -76,7 +76,7 @@ def run(config: RunConfig) -> RunResult:
     examples = first.examples(imported)
     scored = first.scored(examples)
     test = first.imported("test_questions", config.test_questions) if config.test_questions else None
-    before = first.evaluated("before", config.model, test)
+    before = first.evaluated("before", first.model, test)
     latest = [first.outcome(policy, examples, scored, test, before) for policy in config.policies]
     outcomes = [*latest, *_later_rounds(first.dated(config), latest, imported, test)]
     return RunResult(
@@ -114,14 +114,14 @@ def _later_rounds(
 
 
 def _exported(model: ModelConfig, export: StageResult) -> ModelConfig:
-    return model.model_copy(update={"path": export.output, "revision": None})
+    return model.model_copy(update={"path": export.output, "revision": None, "commit": None})
 
 
 class _Round:
     """From questions to models, once: gives every stage its input, its output folder, and what the stages share."""
 
     def __init__(self, config: RunConfig, number: int, folder: Folder, model: ModelConfig):
-        self._config, self._number, self._folder, self._model = config, number, folder, model
+        self._config, self._number, self._folder, self.model = config, number, folder, model
         self._date = config.prompts.date
 
     def dated(self, config: RunConfig) -> RunConfig:
@@ -138,16 +138,25 @@ class _Round:
             if field in kind.model_fields
         }
         if "model" in kind.model_fields:
-            shared["model"] = self._model
+            shared["model"] = self.model
         values: dict[str, Any] = {**dict(options), **shared, "output": str(self._folder / folder), **fields}
         log(f"{name} → {values['output']}")
         result = stage.load_function()(kind(**values))
         if result.reused:
             log(f"{name}: already complete")
-        # the first stage that tells a date goes on with its own when it is started again, and so do those after it
-        told = result.manifest.identity.config.get("prompts", {}).get("date")
-        self._date = datetime.date.fromisoformat(told) if told else self._date
+        self._go_on_as(result.manifest.identity.config)
         return result
+
+    def _go_on_as(self, begun: Mapping[str, Any]) -> None:
+        """Take the date that a stage told, and the commit of its model: a run has one of each.
+
+        The stage has them from its plan when it is started again, and so have all after it.
+        """
+        if date := begun.get("prompts", {}).get("date"):
+            self._date = datetime.date.fromisoformat(date)
+        model = begun.get("model", {})
+        if isinstance(model, Mapping) and model.get("path") == self.model.path and model.get("commit"):
+            self.model = self.model.model_copy(update={"commit": model["commit"]})
 
     def imported(self, folder: str, options: BaseModel) -> StageResult:
         return self.stage("import", options, folder)
@@ -193,7 +202,7 @@ class _Round:
             train=train,
             export=export,
             before=before,
-            evaluate=self.evaluated(policy.name, _exported(self._model, export), test),
+            evaluate=self.evaluated(policy.name, _exported(self.model, export), test),
             training_seconds=sum(train.manifest.seconds for train, _ in trainings),
         )
 
@@ -206,7 +215,7 @@ class _Round:
         for epoch, options in enumerate(trainings, start=1):
             step = f"refresh/{name}/after-epoch-{epoch}"
             last = epoch == len(trainings)
-            model = _exported(self._model, results[-1][1]) if results else self._model
+            model = _exported(self.model, results[-1][1]) if results else self.model
             trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
             inputs = {"input": scored.output, "policy": policy, "model": model, "backend": self._config.pool.backend}
             train = self.stage("train", options, trained, **inputs)

@@ -103,9 +103,12 @@ class ModelConfig(Strict):
     """The target model."""
 
     path: PathOrName
-    """Folder, URI or hub name of a causal language model; `sandbox` is the small one that comes with the package."""
+    """Folder, URI or hub name of a causal language model, or of adapters (PEFT) that name theirs; `sandbox` is the
+    small one that comes with the package."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    commit: Annotated[str | None, IdentityWhenSet()] = None
+    """Commit that the revision is on the hub; unset, looked up once, when the output (or the run) is begun."""
     dtype: Literal["auto"] | DType = "auto"
     """Type of the weights in memory; `auto` is bfloat16 where workers have GPUs and float32 where they have none. An
     output that was begun goes on in its type."""

@@ -13,7 +13,7 @@ from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
-from nlft_ray.models.automatic import automatic_settings
+from nlft_ray.models.automatic import automatic_settings, with_one_commit
 from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
@@ -22,6 +22,7 @@ from nlft_ray.tables.manifest import (
     Manifest,
     StageResult,
     begin,
+    begun_model,
     check_rejects,
     check_tokenizer,
     finish,
@@ -79,6 +80,7 @@ def run_table_stage(
         UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
     """
     source, output = Folder(config.input), Folder(config.output)
+    config = with_one_commit(config, begun_model(output)) if loads_model else config
     work = TableWork(stage, make_worker, config, source, output, seed, rows_per_input, loads_model)
     executor = _executor(config)
     input_manifest = read_manifest(source, table=reads)

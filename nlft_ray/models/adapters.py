@@ -69,6 +69,17 @@ def with_trained_adapters(model: PreTrainedModel, weights: Path) -> Any:
         return PeftModel.from_pretrained(model, weights)
 
 
+def merged(adapted: Any) -> PreTrainedModel:
+    """The model with its adapters added to its weights, in float32 however these are held: small updates would drown
+    in the rounding of bfloat16. One module at a time, so that there is no room needed for the whole in float32."""
+    dtype = adapted.dtype
+    for module in adapted.modules():
+        if hasattr(module, "lora_A"):
+            module.float().merge()
+            module.to(dtype)
+    return adapted.unload().eval().requires_grad_(True)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Within, PEFT and what it imports do not tell of what no user can change.

@@ -1,28 +1,33 @@
 """Causal language models and their tokenizers, of any architecture that transformers knows: loaded, fingerprinted."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers  # by its name: it loads each part of itself only when that is used
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from nlft_ray import sandbox
 from nlft_ray.config import ModelConfig
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.errors import UserError
-from nlft_ray.models.copies import local_copy
+from nlft_ray.models.adapters import merged, with_trained_adapters
+from nlft_ray.models.folders import (
+    ADAPTER,
+    WEIGHTS,
+    Adapter,
+    adapter_of,
+    model_folder,
+    read_json,
+    tokenizer_folder,
+)
 from nlft_ray.storage.folder import Folder, map_concurrently
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_WEIGHTS = "*.safetensors"
-_FILE_PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 65_536
 
 
@@ -37,55 +42,17 @@ def dtype_of(config: ModelConfig) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
-    """The model's folder on this machine; a hub name is downloaded into the hub's cache first, a URI beside it.
-
-    Without `weights`, a folder of a store is copied without them, for those who only need the tokenizer.
-
-    Raises:
-        UserError: there is no such model, it has no tokenizer, or its weights are pickled.
-    """
-    if config.path == "sandbox":
-        return sandbox.MODEL_FOLDER
-    if "://" in config.path:
-        folder = local_copy(Folder(config.path), [name for name in _FILE_PATTERNS if weights or name != _WEIGHTS])
-    else:
-        folder = Path(config.path).expanduser()
-        if not folder.is_dir():
-            folder = _download(config)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
-    if weights and not list(folder.glob(_WEIGHTS)):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
-        what = "only pickled weights, which can run code when loaded" if pickled else "no weights"
-        raise UserError(f"model.path: {config.path} has {what}; save it with save_pretrained (safetensors).")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise UserError(f"model.path: {config.path} has no tokenizer; save the model's tokenizer into the same folder.")
-    return folder
-
-
-def _download(config: ModelConfig) -> Path:
-    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
-    if looks_local:
-        raise UserError(f"model.path: no folder {config.path}.")
-    try:
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=_FILE_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: {config.path} is neither a folder nor a model on the hub: {reason}") from error
-
-
 def load_tokenizer(config: ModelConfig) -> Any:
     """The model's tokenizer.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    folder = model_folder(config, weights=False)
+    folder = tokenizer_folder(config)
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: the tokenizer in {config.path} does not load: {error}") from error
+        raise UserError(f"model.path: the tokenizer in {config.path} does not load: {_one_line(error)}") from error
 
 
 def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> "PreTrainedModel":
@@ -96,11 +63,15 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     Raises:
         UserError: transformers cannot load it, or not with this quantisation.
     """
+    adapter = adapter_of(config)
+    if adapter is not None:
+        return _with_its_adapter(load_model(adapter.base, on, spread=spread), adapter)
     folder = model_folder(config)
     spread = spread and torch.cuda.device_count() > 1
-    quantisation = checkpoint_quantisation(config)
-    placed = spread or config.quantization is not None or quantisation is not None  # by transformers, as it loads
-    device_map: Any = "auto" if spread else {"": on or device()} if placed else None
+    where = on or device()
+    # Placed by transformers as it loads, file by file: host memory need not hold the whole model. ZeRO-3 places it too.
+    placed = spread or is_quantised(config) or (where.type != "cpu" and not is_deepspeed_zero3_enabled())
+    device_map: Any = "auto" if spread else {"": where} if placed else None
     try:
         model = auto_class(_settings(config, folder)).from_pretrained(
             folder,
@@ -111,10 +82,36 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
             device_map=device_map,
             **_quantization(config),
         )
+    except SafetensorError as error:
+        raise UserError(
+            f"model.path: a file of weights in {config.path} is damaged, or was not copied to its end ({error}): "
+            "bring the model again."
+        ) from error
     except (OSError, ValueError, ImportError) as error:
-        quantised = f" (its weights are quantised: {quantisation})" if quantisation else ""
-        raise UserError(f"model.path: {config.path}{quantised} does not load: {error}") from error
-    return model.eval() if placed else model.eval().to(on or device())
+        method = checkpoint_quantisation(config)
+        quantised = f" (its weights are quantised: {method})" if method else ""
+        raise UserError(f"model.path: {config.path}{quantised} does not load: {_one_line(error)}") from error
+    return model.eval() if placed else model.eval().to(where)
+
+
+def _with_its_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
+    """The base model with an adapter merged into it; beside its weights where these are quantised.
+
+    Raises:
+        UserError: the adapter's weights are damaged, do not fit the base, or ZeRO-3 has spread those of the base.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            f"zero_stage: 3 spreads weights before the adapter in {adapter.folder} can be merged into them: export "
+            "it with merge=true and train that model, or take another stage."
+        )
+    try:
+        adapted = with_trained_adapters(model, adapter.folder)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model.path: the adapter in {adapter.folder} does not load on {adapter.base.path}: {_one_line(error)}"
+        ) from error
+    return adapted.get_base_model().eval() if is_quantised(adapter.base) else merged(adapted)
 
 
 def supported_attention(config: ModelConfig) -> str:
@@ -128,7 +125,7 @@ def supported_attention(config: ModelConfig) -> str:
         with torch.device("meta"):
             model = auto_class(settings).from_config(settings, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path: {config.path} does not load: {error}") from error
+        raise UserError(f"model.path: {config.path} does not load: {_one_line(error)}") from error
     return str(model.config._attn_implementation)
 
 
@@ -145,15 +142,23 @@ def _settings(config: ModelConfig, folder: Path) -> "PreTrainedConfig":
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.path: the config.json of {config.path} is of no model that transformers knows: {error}"
+            f"model.path: the config.json of {config.path} is of no model that transformers knows: {_one_line(error)}"
         ) from error
 
 
 def checkpoint_quantisation(config: ModelConfig) -> str | None:
     """The method that a model's weights are quantised by as they lie in its folder; None where they are whole."""
-    path = model_folder(config, weights=False) / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    settings = read_json(model_folder(config, weights=False) / "config.json").get("quantization_config")
     return str(settings.get("quant_method", "by an unnamed method")) if settings else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def is_quantised(config: ModelConfig) -> bool:
+    """Whether the weights are held quantised, as they lie or as they are loaded."""
+    return config.quantization is not None or checkpoint_quantisation(config) is not None
 
 
 def _quantization(config: ModelConfig) -> dict[str, Any]:
@@ -179,12 +184,22 @@ def max_length(config: ModelConfig) -> int:
 
 
 def model_fingerprint(config: ModelConfig) -> str:
-    """Short hash of configuration and weights, in a second: 64 blocks, spread evenly, stand for a large file."""
-    folder = Folder(config.path if "://" in config.path else str(model_folder(config)))
-    if not folder.has("config.json"):
-        raise UserError(f"model.path: {config.path} has no config.json, so it is not a Hugging Face model folder.")
-    names = ["config.json", *folder.files(_WEIGHTS.removeprefix("*"))]
+    """Short hash of configuration and weights, in a second: 64 blocks, spread evenly, stand for a large file.
+
+    A commit on the hub stands for all that is in it, so that nobody downloads weights for their fingerprint alone.
+    """
+    adapter = adapter_of(config, weights=False)
+    if adapter is None and config.commit:
+        return config.commit[:16]
+    in_store = "://" in config.path  # whose files need not be copied here for it
     digest = hashlib.sha256()
+    if adapter is None:
+        files, names = model_folder(config, weights=not in_store), ["config.json"]
+    else:
+        files, names = (adapter_of(config) or adapter).folder, [ADAPTER]
+        digest.update(model_fingerprint(adapter.base).encode())
+    folder = Folder(config.path if in_store else str(files))
+    names += folder.files(WEIGHTS.removeprefix("*"))
     for blocks in map_concurrently(lambda name: list(_sampled_blocks(folder, name)), names):
         for block in blocks:
             digest.update(block)

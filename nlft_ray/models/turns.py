@@ -1,7 +1,6 @@
 """How a model takes turns: the token that ends one, whose words the instruction is, and whether it is told the date."""
 
 import datetime
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import jinja2
 
 from nlft_ray.config import ModelConfig, PromptConfig
 from nlft_ray.errors import UserError
-from nlft_ray.models.loading import model_folder
+from nlft_ray.models.folders import model_folder, read_json
 from nlft_ray.models.prompts import asks_for_date, render_chat
 
 _INSTRUCTION, _MESSAGE, _WORDS = "probeinstruction", "probemessage", "probewords"
@@ -140,7 +139,7 @@ def _end_in_template(tokenizer: Any, prompts: PromptConfig) -> int | None:
 def _end_in_generation_configuration(tokenizer: Any, model: ModelConfig) -> int | None:
     """Id of the token that generation stops at; of several the tokenizer's own, if it is one of them."""
     path = model_folder(model, weights=False) / "generation_config.json"
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
     known = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and end < len(tokenizer)]
     return tokenizer.eos_token_id if tokenizer.eos_token_id in known else next(iter(known), None)
 

@@ -1,5 +1,6 @@
 """A model's shape, read from its configuration on torch's meta device: no weight is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from nlft_ray.config import LoraConfig, ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.adapters import with_adapters
 from nlft_ray.models.copies import local_copy
+from nlft_ray.models.folders import base_of
 from nlft_ray.models.loading import auto_class
 from nlft_ray.planning.shape import Adapters, Shape
 from nlft_ray.storage.folder import Folder
@@ -70,6 +72,8 @@ def meta_model(config: ModelConfig) -> nn.Module:
     Raises:
         UserError: as `read_shape`.
     """
+    if "://" in config.path or Path(config.path).is_dir():
+        config = base_of(config)  # the shape of an adapter is its base's
     path = _path(config)
     try:
         settings = AutoConfig.from_pretrained(

@@ -150,6 +150,13 @@ def begin(folder: Folder, identity: Identity, *, overwrite: bool) -> Manifest | 
     return None
 
 
+def begun_model(output: Folder) -> dict[str, Any] | None:
+    """The model's settings in the plan of an output that was begun; None where none was."""
+    if not output.has(PLAN):
+        return None
+    return Identity.model_validate_json(output.read_text(PLAN)).config.get("model")
+
+
 Automatic = Mapping[str, Callable[[], str]]
 """Settings that may be left open, such as `model.dtype`, and how each is chosen (`models.automatic`, `.turns`)."""
 

@@ -2,9 +2,11 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
@@ -14,17 +16,9 @@ from nlft_ray.models.loading import (
     load_tokenizer,
     max_length,
     model_fingerprint,
-    model_folder,
     tokenizer_fingerprint,
 )
 from tests.random_models import byte_tokenizer, save_random_model
-
-
-def test_a_hub_name_that_cannot_be_had_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="neither a folder nor a model on the hub") as caught:
-        model_folder(ModelConfig(path="someone/no-such-model"))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -35,24 +29,61 @@ def test_a_hub_name_that_cannot_be_had_is_one_message(monkeypatch: pytest.Monkey
         ("pickled", "only pickled weights"),
         ("no weights", "has no weights"),
         ("no config", "has no config.json"),
+        ("broken config", "config.json is damaged"),
+        ("GGUF in it", "only GGUF"),
+        ("GGUF", "model.gguf is a GGUF file"),
+        ("cut short", "is damaged, or was not copied to its end"),
+        ("a lost shard", r"lacks model-00002-of-0000\d.safetensors \(of \d files of its weights, 1 are missing\)"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path, random_llama: str, damage: str, message: str) -> None:
     folder = tmp_path / "model"
+    path, weights = folder, folder / "model.safetensors"
     if damage != "no folder":
         shutil.copytree(random_llama, folder)
     if damage == "no tokenizer":
         for file in folder.glob("*token*"):
             file.unlink()
     if damage in ("pickled", "no weights"):
-        (folder / "model.safetensors").unlink()
+        weights.unlink()
     if damage == "pickled":
         torch.save({"w": torch.zeros(1)}, folder / "pytorch_model.bin")
     if damage == "no config":
         (folder / "config.json").unlink()
+    if damage == "broken config":
+        (folder / "config.json").write_text('{"model_type": "lla')
+    if "GGUF" in damage:
+        shutil.copytree(random_llama, folder, ignore=lambda *_: ["config.json"], dirs_exist_ok=True)
+        (folder / "config.json").unlink()
+        path = weights.rename(folder / "model.gguf") if damage == "GGUF" else folder
+        (folder / "other.gguf").write_bytes(b"GGUF")
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    if damage == "a lost shard":
+        load_model(ModelConfig(path=random_llama)).save_pretrained(folder, max_shard_size="30KB")
+        weights.unlink(missing_ok=True)
+        next(folder.glob("model-00002-*")).unlink()
+    load = load_tokenizer if damage == "no tokenizer" else load_model
     with pytest.raises(UserError, match=message) as caught:
-        model_folder(ModelConfig(path=str(folder)))
+        load(ModelConfig(path=str(path)))
     assert "\n" not in str(caught.value)
+
+
+def test_on_an_accelerator_weights_go_there_as_they_are_read(
+    random_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU they are mapped, and need no place."""
+    placed: list[Any] = []
+    whole = LlamaForCausalLM.from_pretrained
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        placed.append(options["device_map"])
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", watched)
+    for device in (torch.device("cpu"), torch.device("meta")):
+        assert load_model(ModelConfig(path=random_llama), device).device == device
+    assert placed == [None, {"": torch.device("meta")}]
 
 
 def test_the_type_of_the_weights_is_as_asked(random_llama: str) -> None:

@@ -13,7 +13,8 @@ from nlft_ray.analysis.run import read_training
 from nlft_ray.config import ExportConfig, ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
-from nlft_ray.models.loading import model_fingerprint, model_folder
+from nlft_ray.models.folders import model_folder
+from nlft_ray.models.loading import model_fingerprint
 from nlft_ray.stages.export.model import save_adapter_folder, save_model_folder, trained_model
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Manifest, StageResult, begin, finish, identity_of, input_fingerprint, read_manifest

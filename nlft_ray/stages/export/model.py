@@ -11,10 +11,9 @@ from transformers import AutoConfig
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.adapters import with_trained_adapters
+from nlft_ray.models.folders import ADAPTER, ADAPTER_WEIGHTS
 from nlft_ray.models.loading import auto_class, checkpoint_quantisation, load_model, load_tokenizer
 from nlft_ray.storage.folder import Folder
-
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = None) -> Any:
@@ -23,7 +22,7 @@ def trained_model(base: ModelConfig, weights: Path, dtype: torch.dtype | None = 
     Adapters are merged in float32, whatever type comes out: small updates would drown in the rounding of bfloat16.
     """
     dtype = dtype or weights_dtype(weights)
-    if not (weights / _ADAPTER).is_file():
+    if not (weights / ADAPTER).is_file():
         settings = AutoConfig.from_pretrained(weights, trust_remote_code=base.trust_remote_code)
         whole_model: Any = auto_class(settings).from_pretrained(
             weights, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
@@ -56,12 +55,12 @@ def save_adapter_folder(weights: Path, base: ModelConfig, output: Folder, dtype:
     Raises:
         UserError: the training was of the whole model.
     """
-    if not (weights / _ADAPTER).is_file():
+    if not (weights / ADAPTER).is_file():
         raise UserError("merge: false asks for the adapter alone, but the whole model was trained: leave merge=true.")
-    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(weights / _ADAPTER_WEIGHTS).items()}
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(weights / ADAPTER_WEIGHTS).items()}
     with output.atomic_files() as written:
-        save_file(tensors, written / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(weights / _ADAPTER, written / _ADAPTER)
+        save_file(tensors, written / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(weights / ADAPTER, written / ADAPTER)
         load_tokenizer(base).save_pretrained(written)
     return sum(tensor.numel() for tensor in tensors.values())
 

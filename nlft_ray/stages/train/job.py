@@ -15,7 +15,7 @@ from nlft_ray.config import TrainConfig
 from nlft_ray.errors import UserError
 from nlft_ray.execution import process
 from nlft_ray.log import log
-from nlft_ray.models.automatic import automatic_settings
+from nlft_ray.models.automatic import automatic_settings, with_one_commit
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
 from nlft_ray.stages.train.metrics import Watch, add_note
 from nlft_ray.stages.train.schedule import order_of
@@ -26,6 +26,7 @@ from nlft_ray.tables.manifest import (
     Manifest,
     StageResult,
     begin,
+    begun_model,
     check_rejects,
     check_tokenizer,
     finish,
@@ -45,6 +46,7 @@ def train(config: TrainConfig) -> StageResult:
         UserError: the input does not fit, the output belongs to something else, or training cannot go on.
     """
     output = Folder(config.output)
+    config = with_one_commit(config, begun_model(output))
     scored = read_manifest(Folder(config.input), table="scored")
     check_deepspeed_keys(config.deepspeed, config.zero_stage)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
@@ -92,6 +94,7 @@ def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) 
     with process.starting():
         from nlft_ray.models import loading
 
+    _check_adapter(config)
     method = None if config.lora else loading.checkpoint_quantisation(config.model)
     if method:
         raise UserError(
@@ -116,6 +119,26 @@ def _identity(config: TrainConfig, scored: Manifest, held_out: Manifest | None) 
         if identity.config["held_out"] == identity.input:
             raise UserError(f"held_out: {config.held_out} is the table that is trained on. Name another.")
     return identity
+
+
+def _check_adapter(config: TrainConfig) -> None:
+    """Raise a UserError if the model is an adapter, and can neither be merged nor trained as it is."""
+    from nlft_ray.models.folders import adapter_of
+    from nlft_ray.models.loading import is_quantised
+
+    adapter = adapter_of(config.model, weights=False)
+    if adapter is None:
+        return
+    what, option = "", ""
+    if config.zero_stage == 3:
+        what, option = "weights that ZeRO-3 has spread", "zero_stage"
+    if is_quantised(adapter.base):
+        what, option = "quantised weights", "model.path"
+    if what:
+        raise UserError(
+            f"{option}: {config.model.path} is an adapter, which cannot be merged into {what} to train on from there. "
+            "Export it with merge=true, and train that model."
+        )
 
 
 def _on_gpu(config: TrainConfig) -> bool:
