@@ -72,9 +72,9 @@ def with_trained_adapters(model: PreTrainedModel, weights: Path) -> Any:
 def merged(adapted: Any) -> PreTrainedModel:
     """The model with its adapters added to its weights, in float32 however these are held: small updates would drown
     in the rounding of bfloat16. One module at a time, so that there is no room needed for the whole in float32."""
-    dtype = adapted.dtype
     for module in adapted.modules():
         if hasattr(module, "lora_A"):
+            dtype = next(value.dtype for name, value in module.named_parameters() if "lora_" not in name)
             module.float().merge()
             module.to(dtype)
     return adapted.unload().eval().requires_grad_(True)

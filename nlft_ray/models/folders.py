@@ -68,10 +68,10 @@ def tokenizer_folder(config: ModelConfig) -> Path:
     """
     folder = _local(config, weights=False)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
+        model_folder(config, weights=False)  # if it is no model at all, that is said
         adapter = adapter_of(config, weights=False)
         if adapter is not None:
             return tokenizer_folder(adapter.base)
-        model_folder(config, weights=False)  # if it is no model at all, that is said
         raise UserError(f"model.path: {config.path} has no tokenizer; save the model's tokenizer into the same folder.")
     return folder
 
@@ -176,6 +176,8 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
 def _why_not(config: ModelConfig, error: Exception) -> str:
     """One line about a download that failed, with what to do."""
     name, page = config.path, f"{constants.ENDPOINT}/{config.path}"
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # the hub was reached, and refused
     if isinstance(error, GatedRepoError):
         return f"{name} is gated: ask for access at {page}, and set HF_TOKEN wherever the stage and its workers run."
     if isinstance(error, RepositoryNotFoundError):

@@ -63,10 +63,9 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     Raises:
         UserError: transformers cannot load it, or not with this quantisation.
     """
-    adapter = adapter_of(config)
+    folder, adapter = model_folder(config), adapter_of(config)
     if adapter is not None:
         return _with_its_adapter(load_model(adapter.base, on, spread=spread), adapter)
-    folder = model_folder(config)
     spread = spread and torch.cuda.device_count() > 1
     where = on or device()
     # Placed by transformers as it loads, file by file: host memory need not hold the whole model. ZeRO-3 places it too.

@@ -24,6 +24,8 @@ class Hub:
     commits: dict[str, Path] = field(default_factory=dict)
     """Commit → folder of its files."""
     gated: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    """Models that are there, and that whoever asks has no right to read."""
     asked: list[str] = field(default_factory=list)
 
     def push(self, model: str, folder: Path | str, branch: str = "main") -> str:
@@ -45,6 +47,8 @@ class Hub:
             model, what, revision = "/".join(parts[2:4]), *(parts[4:6] or ["revision", "main"])
             if not any(model == name for name, _ in self.branches):
                 return 401, b"{}", {"X-Error-Code": "RepoNotFound"}
+            if model in self.closed:
+                return 403, b"{}", {}
             commit = self.branches.get((model, revision), revision)
             if commit not in self.commits:
                 return 404, b"{}", {"X-Error-Code": "RevisionNotFound"}

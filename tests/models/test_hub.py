@@ -1,5 +1,6 @@
 """Models of the hub: a branch is one commit, weights are fetched by those who need them, and a refusal is one line."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 import nlft_ray
-from nlft_ray.config import ModelConfig, ScoreConfig
+from nlft_ray.config import ModelConfig, RunConfig, ScoreConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.folders import model_folder, with_commit
 from nlft_ray.models.loading import load_tokenizer, max_length, model_fingerprint
@@ -30,6 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     ("model", "message"),
     [
         ({"path": "someone/gated"}, r"is gated: ask for access at http.*/someone/gated, and set HF_TOKEN"),
+        ({"path": "someone/closed"}, r"the hub refuses someone/closed \(403\): HF_TOKEN has no right to read it"),
         ({"path": "someone/unknown"}, r"neither a folder nor a model on the hub that may be read.*HF_TOKEN"),
         ({"path": NAME, "revision": "v9"}, r"has no branch, tag or commit v9: correct model\.revision"),
         ({"path": "some one/model"}, "neither a folder nor a model on the hub"),
@@ -38,7 +40,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_what_the_hub_refuses_is_one_line(hub: Hub, random_llama: str, model: dict[str, Any], message: str) -> None:
     hub.push(NAME, random_llama)
     hub.push("someone/gated", random_llama)
+    hub.push("someone/closed", random_llama)
     hub.gated.add("someone/gated")
+    hub.closed.add("someone/closed")
     with pytest.raises(UserError, match=message) as caught:
         model_folder(ModelConfig(**model))
     assert "\n" not in str(caught.value)
@@ -101,3 +105,30 @@ def test_a_branch_that_moves_is_one_commit_in_an_output(
     assert read_table(tmp_path / "out") == read_table(tmp_path / "whole")
     other = ScoreConfig.model_validate(settings | {"output": str(tmp_path / "other")})
     assert nlft_ray.score(other).manifest.identity.config["model"]["commit"] == later
+
+
+def test_a_run_has_one_commit(hub: Hub, tmp_path: Path, random_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the branch moves between its stages, and it is started again."""
+    commit = hub.push(NAME, random_llama)
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"q": "What is 2 + 2?", "a": "#### 4"}))
+    columns = {"question": "q", "standard_answer": "a"}
+    questions = {"source": str(tmp_path / "questions.jsonl"), "format": "columns", "columns": columns}
+    tokens = {"max_new_tokens": 4}
+    settings = {"run_dir": str(tmp_path / "run"), "model": {"path": NAME}, "questions": questions}
+    settings |= {"test_questions": questions, "pool": {"backend": "inline"}}
+    config = RunConfig.model_validate(settings | {"sample": tokens, "judge": tokens, "evaluate": tokens})
+
+    def lost(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nlft_ray.stages.train.job.train", lost)
+    with monkeypatch.context() as patch:
+        patch.setattr("nlft_ray.stages.judge.job.judge", lost)
+        with pytest.raises(KeyboardInterrupt):
+            nlft_ray.run(config)
+    hub.push(NAME, save_random_model(tmp_path / "later", seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        nlft_ray.run(config)
+    for stage in ("responses", "examples", "scored", "predictions/before"):
+        manifest = json.loads((tmp_path / "run" / stage / "manifest.json").read_text())
+        assert manifest["identity"]["config"]["model"]["commit"] == commit

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 import nlft_ray
 from nlft_ray.chain import run
+from nlft_ray.cli.summary import show
 from nlft_ray.config import EvaluateConfig, JudgeConfig, ModelConfig, PromptConfig, RunConfig, SampleConfig, ScoreConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import turns
@@ -147,7 +148,10 @@ def test_every_stage_ends_turns_alike_and_says_how(
         assert result.manifest.notes["end_of_turn"] == "<end_of_turn> (by the chat template)"
         assert result.manifest.identity.config["model"]["end_of_turn_token"] == "<end_of_turn>"
         assert result.manifest.identity.config["prompts"]["instruction_role"] == "user"
-    assert "score: end of turn: <end_of_turn> (by the chat template)" in capsys.readouterr().err
+        show(result)
+    printed = capsys.readouterr()
+    assert "score: end of turn: <end_of_turn> (by the chat template)" in printed.err
+    assert printed.out.count("<end_of_turn> (by the chat template)") == len(results)
 
 
 def test_an_output_that_ended_turns_otherwise_is_refused(tmp_path: Path) -> None:
