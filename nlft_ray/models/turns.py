@@ -131,9 +131,9 @@ def _end_in_template(tokenizer: Any, prompts: PromptConfig) -> int | None:
     except jinja2.TemplateError:
         return None
     _, spoken, after = text.rpartition(_WORDS)
-    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"] if spoken else []
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    return ids[0] if ids and ids[0] in special else None
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if spoken else []
+    first = next((id for id in ids if tokenizer.decode([id]).strip()), None)
+    return first if first in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} else None
 
 
 def _end_in_generation_configuration(tokenizer: Any, model: ModelConfig) -> int | None:
