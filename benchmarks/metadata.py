@@ -125,7 +125,7 @@ def measure(folder: str, files: int, ids: int, with_ray: bool) -> list[dict[str,
         steps.run("start Ray", start_ray)
         steps.run("shards through Ray Data", lambda: through_ray(shards, source, output))
     reports = steps.run("look for finished shards: all", lambda: finished_shards(output, shards))
-    manifest = steps.run("sum up the reports", lambda: manifest_of(IDENTITY, list(reports.values()), 1.0))
+    manifest = steps.run("sum up the reports", lambda: manifest_of(IDENTITY, list(reports.values()), 1.0, {}))
     input_manifest = manifest.model_copy(update={"rows_out": rows * files})
     steps.run("audit: made of the input as it is", lambda: audit_shards(shards, reports, digests, input_manifest))
     assert steps.run("look for strays", lambda: remove_strays(output, shards)) == 0

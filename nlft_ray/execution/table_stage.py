@@ -80,10 +80,10 @@ def run_table_stage(
         UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
     """
     source, output = Folder(config.input), Folder(config.output)
+    input_manifest = read_manifest(source, table=reads)
     config = with_one_commit(config, begun_model(output)) if loads_model else config
     work = TableWork(stage, make_worker, config, source, output, seed, rows_per_input, loads_model)
     executor = _executor(config)
-    input_manifest = read_manifest(source, table=reads)
     identify = partial(_identity, work, writes, input_manifest)
     begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
     identity, turns = identify() if begun else executor.connect_during(identify)
@@ -99,20 +99,25 @@ def run_table_stage(
     ids = input_ids(source, shards)
     _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
-    notes = turns.notes(identity.config["prompts"]) if turns else {}
-    for subject, note in notes.items():
-        log(f"{stage}: {subject.replace('_', ' ')}: {note}")
     if turns:
         work = replace(work, config=with_settled_model(turns.settled(config), identity, automatic))
+    notes = _said_notes(stage, identity, turns)
     _do_missing(work, executor, shards, reports)
-    manifest = manifest_of(identity, list(reports.values()), time.monotonic() - began)
-    manifest = manifest.model_copy(update={"notes": notes})
+    manifest = manifest_of(identity, list(reports.values()), time.monotonic() - began, notes)
     audit_shards(shards, reports, ids, input_manifest)
     check_rejects(config, stage, manifest, output)
     if summarise:
         manifest = manifest.model_copy(update={"counts": manifest.counts | summarise(manifest)})
     _finish(output, shards, manifest)
     return StageResult(output=config.output, manifest=manifest)
+
+
+def _said_notes(stage: str, identity: Identity, turns: "Turns | None") -> dict[str, str]:
+    """What was found about the model's turns, for the manifest; it is said here."""
+    notes = turns.notes(identity.config["prompts"]) if turns else {}
+    for subject, note in notes.items():
+        log(f"{stage}: {subject.replace('_', ' ')}: {note}")
+    return notes
 
 
 def _executor(config: WithPool) -> Executor:
@@ -213,7 +218,7 @@ def audit_shards(
         )
 
 
-def manifest_of(identity: Identity, reports: list[ShardReport], seconds: float) -> Manifest:
+def manifest_of(identity: Identity, reports: list[ShardReport], seconds: float, notes: dict[str, str]) -> Manifest:
     """The manifest of a complete output: the sum of its shards' reports."""
     reasons: Counter[str] = Counter()
     set_aside: Counter[str] = Counter()
@@ -233,4 +238,5 @@ def manifest_of(identity: Identity, reports: list[ShardReport], seconds: float) 
         tokens=sum(report.tokens for report in reports),
         seconds=seconds,
         counts=dict(counts),
+        notes=notes,
     )

@@ -72,8 +72,9 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
     placed = spread or is_quantised(config) or (where.type != "cpu" and not is_deepspeed_zero3_enabled())
     device_map: Any = "auto" if spread else {"": where} if placed else None
     try:
-        model = auto_class(_settings(config, folder)).from_pretrained(
+        model, found = auto_class(_settings(config, folder)).from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=dtype_of(config),
             attn_implementation=None if config.attention == "auto" else config.attention,
             use_safetensors=True,
@@ -90,6 +91,12 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
         method = checkpoint_quantisation(config)
         quantised = f" (its weights are quantised: {method})" if method else ""
         raise UserError(f"model.path: {config.path}{quantised} does not load: {_one_line(error)}") from error
+    if found["missing_keys"]:  # transformers draws them at random
+        missing = sorted(found["missing_keys"])
+        raise UserError(
+            f"model.path: the weights in {config.path} lack {missing[0]} ({len(missing)} of the model's parameters are "
+            "missing): bring the model again, or name one with a language model's head."
+        )
     return model.eval() if placed else model.eval().to(where)
 
 
@@ -97,15 +104,12 @@ def _with_its_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrained
     """The base model with an adapter merged into it; beside its weights where these are quantised.
 
     Raises:
-        UserError: the adapter's weights are damaged, do not fit the base, or ZeRO-3 has spread those of the base.
+        UserError: the adapter's weights are damaged, or do not fit the base.
     """
-    if is_deepspeed_zero3_enabled():
-        raise UserError(
-            f"zero_stage: 3 spreads weights before the adapter in {adapter.folder} can be merged into them: export "
-            "it with merge=true and train that model, or take another stage."
-        )
     try:
         adapted = with_trained_adapters(model, adapter.folder)
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(
             f"model.path: the adapter in {adapter.folder} does not load on {adapter.base.path}: {_one_line(error)}"

@@ -31,7 +31,7 @@ class Turns:
 
     end: EndOfTurn
     ends_as_before: bool
-    """Whether that is the tokenizer's end-of-sequence token, which an identity does not name."""
+    """Whether that is the tokenizer's end-of-sequence token, which identities have never named."""
     instruction_role: Literal["system", "user"]
     told_date: bool
     """Whether the chat template writes the day's date."""
@@ -52,7 +52,8 @@ class Turns:
         return notes
 
     def identified(self, config: Any) -> Any:
-        """A stage's configuration as its identity holds it: a date only where one is told, no end that goes unsaid."""
+        """A stage's configuration as its identity holds it: with the date only where one is told, and the end of a turn
+        only where it is set, or another than the tokenizer's own."""
         end = config.model.end_of_turn_token if self.ends_as_before else self.end.token
         date = config.prompts.date if self.told_date else None
         return self._changed(config, end, date)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from nlft_ray.config import ModelConfig
@@ -33,6 +34,7 @@ from tests.random_models import byte_tokenizer, save_random_model
         ("GGUF in it", "only GGUF"),
         ("GGUF", "model.gguf is a GGUF file"),
         ("cut short", "is damaged, or was not copied to its end"),
+        ("a lost layer", r"lack model.layers.1\..* \(9 of the model's parameters are missing\)"),
         ("a lost shard", r"lacks model-00002-of-0000\d.safetensors \(of \d files of its weights, 1 are missing\)"),
     ],
 )
@@ -59,6 +61,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path, random_llama: str, 
         (folder / "other.gguf").write_bytes(b"GGUF")
     if damage == "cut short":
         weights.write_bytes(weights.read_bytes()[:-100])
+    if damage == "a lost layer":
+        kept = {name: tensor for name, tensor in load_file(weights).items() if ".layers.1." not in name}
+        save_file(kept, weights, {"format": "pt"})
     if damage == "a lost shard":
         load_model(ModelConfig(path=random_llama)).save_pretrained(folder, max_shard_size="30KB")
         weights.unlink(missing_ok=True)

@@ -46,8 +46,8 @@ def train(config: TrainConfig) -> StageResult:
         UserError: the input does not fit, the output belongs to something else, or training cannot go on.
     """
     output = Folder(config.output)
-    config = with_one_commit(config, begun_model(output))
     scored = read_manifest(Folder(config.input), table="scored")
+    config = with_one_commit(config, begun_model(output))
     check_deepspeed_keys(config.deepspeed, config.zero_stage)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
     identity = _while_ray_starts(config, partial(_identity, config, scored, held_out))
@@ -129,15 +129,12 @@ def _check_adapter(config: TrainConfig) -> None:
     adapter = adapter_of(config.model, weights=False)
     if adapter is None:
         return
-    what, option = "", ""
-    if config.zero_stage == 3:
-        what, option = "weights that ZeRO-3 has spread", "zero_stage"
-    if is_quantised(adapter.base):
-        what, option = "quantised weights", "model.path"
-    if what:
+    spread = "weights that ZeRO-3 spreads" if config.zero_stage == 3 else None
+    obstacle = "quantised weights" if is_quantised(adapter.base) else spread
+    if obstacle:
         raise UserError(
-            f"{option}: {config.model.path} is an adapter, which cannot be merged into {what} to train on from there. "
-            "Export it with merge=true, and train that model."
+            f"model.path: {config.model.path} is an adapter, which cannot be merged into {obstacle}, to train on from "
+            "there. Export it with merge=true, and train that model."
         )
 
 
