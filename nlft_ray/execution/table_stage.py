@@ -90,6 +90,7 @@ def run_table_stage(
     if turns:
         automatic = automatic_settings(config.model, partial(executor.has_gpus, work)) | turns.automatic()
         identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
+        work = replace(work, config=with_settled_model(turns.settled(config), identity, automatic))
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = finished_shards(output, shards)
@@ -99,8 +100,6 @@ def run_table_stage(
     ids = input_ids(source, shards)
     _forget_changed(output, shards, reports, ids)
     began = time.monotonic()
-    if turns:
-        work = replace(work, config=with_settled_model(turns.settled(config), identity, automatic))
     notes = _said_notes(stage, identity, turns)
     _do_missing(work, executor, shards, reports)
     manifest = manifest_of(identity, list(reports.values()), time.monotonic() - began, notes)
