@@ -61,7 +61,10 @@ def test_inline_training_goes_on_after_a_kill_and_never_imports_ray(model: str, 
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_the_process_is_left_as_it_was(model: str, scored: str, tmp_path: Path) -> None:
+def test_the_process_is_left_as_it_was(
+    model: str, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the start of the first work sets it, for good
     before = dict(os.environ), torch.get_num_threads(), dist.is_initialized()
     train(support.train_config(model, scored, tmp_path / "out", backend="inline", epochs=1, max_steps=1))
     assert (dict(os.environ), torch.get_num_threads(), dist.is_initialized()) == before
