@@ -13,7 +13,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from nlft_ray.core.facts import TokenFacts
 from nlft_ray.core.policies import POLICIES, Policy
+from nlft_ray.core.policies.chord import Chord
 from nlft_ray.core.policies.cut import Cut
+from nlft_ray.core.policies.dft import Dft
 from nlft_ray.core.policies.nlft import Nlft
 from nlft_ray.core.policies.origin import Origin
 from nlft_ray.core.policies.released import Released
@@ -231,6 +233,16 @@ def test_rft():
     wrong = Rft().weigh(facts([0.5, 0.5], [0.9, 0.9], [0.1, 0.1]))
     assert not wrong.weight.any()
     assert not wrong.anchor.any()
+
+
+def test_dft_weighs_by_p_base():
+    np.testing.assert_allclose(Dft().weigh(facts([0.5, 0.25, 1.0])).likelihood, [0.5, 0.25, 1.0])
+    assert not Dft().weigh(facts([0.5], [0.9], [0.1])).weight.any()
+
+
+def test_chord_weighs_most_where_the_model_wavers():
+    np.testing.assert_allclose(Chord().weigh(facts([0.5, 0.25, 1.0])).likelihood, [0.25, 0.1875, 0.0])
+    assert not Chord().weigh(facts([0.5], [0.9], [0.1])).weight.any()
 
 
 def test_sft_trains_the_standard_answer():
