@@ -19,13 +19,14 @@ def write_table(
     rows: Sequence[dict[str, Any]],
     rows_per_file: int = 1000,
     tokenizer: str | None = None,
+    config: dict[str, Any] | None = None,
 ) -> str:
     """A complete folder of `table`; columns that a row lacks are null. Returns its path."""
     folder, schema = Folder(str(path)), TABLES[table]
     for number, start in enumerate(range(0, max(len(rows), 1), rows_per_file)):
         full = [dict.fromkeys(schema.names) | row for row in rows[start : start + rows_per_file]]
         (folder / DATA).write_table(f"part-{number:06d}.parquet", pa.Table.from_pylist(full, schema=schema))
-    identity = Identity(stage="import", table=table, software_version="test", config={}, tokenizer=tokenizer)
+    identity = Identity(stage="import", table=table, software_version="test", config=config or {}, tokenizer=tokenizer)
     manifest = Manifest(identity=identity, rows_in=len(rows), rows_out=len(rows), rows_rejected=0, seconds=0.0)
     finish(folder, manifest)
     return str(path)

@@ -35,6 +35,7 @@ from nlft_ray.config.stages import (
     ScoreConfig,
     StageConfig,
     TrainConfig,
+    WeightsConfig,
     WithModel,
     WithPool,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Strict",
     "TrainConfig",
     "TrainOptions",
+    "WeightsConfig",
     "WithModel",
     "WithPool",
 ]

@@ -107,6 +107,13 @@ class TrainConfig(TrainOptions, WithModel, StageConfig):
         return self
 
 
+class WeightsConfig(StageConfig):
+    """`nlft-ray weights`: scored → tokens with a policy's weights and signs, for other people's trainers."""
+
+    policy: PolicyConfig = POLICIES["nlft"]()
+    """How facts become weights and signs: a policy's name, or its name and numbers."""
+
+
 class EvaluateConfig(EvaluateOptions, WithPool, StageConfig):
     """`nlft-ray evaluate`: questions → predictions and accuracy."""
 

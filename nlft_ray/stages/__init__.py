@@ -37,6 +37,11 @@ STAGES = {
     "judge": Stage("responses → examples with judgments", "nlft_ray.stages.judge.job:judge", "JudgeConfig"),
     "score": Stage("examples → scored: facts about each token", "nlft_ray.stages.score.job:score", "ScoreConfig"),
     "train": Stage("scored → weights, fine-tuned by a policy", "nlft_ray.stages.train.job:train", "TrainConfig"),
+    "weights": Stage(
+        "scored → tokens with weights and signs, for other trainers",
+        "nlft_ray.stages.train.weights:write_weights",
+        "WeightsConfig",
+    ),
     "export": Stage("weights → a Hugging Face model folder", "nlft_ray.stages.export.job:export", "ExportConfig"),
     "evaluate": Stage("test questions → accuracy", "nlft_ray.stages.evaluate.job:evaluate", "EvaluateConfig"),
     "report": Stage(

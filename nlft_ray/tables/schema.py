@@ -7,6 +7,7 @@
 | examples    | a response that is correct, or incorrect with a judgment                                        |
 | scored      | facts about each token of a response: never a threshold, never a weight                         |
 | weighed     | an example's tokens and the policy's weights: within a training, never a stage's input           |
+| token_weights | the same for other people's trainers, a weight and a sign for each token                     |
 | predictions | a test question, the completion and whether it is right                                         |
 | rejects     | a row that a stage could not use, and why                                                       |
 """
@@ -65,6 +66,16 @@ WEIGHED = pa.schema(
     ]
 )
 
+TOKEN_WEIGHTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),  # T: base prompt and trained tokens
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # T: -100 in the prompt, else the token
+        pa.field("weights", pa.list_(pa.float32()), nullable=False),  # T: >= 0, the policy's loss_scale in it
+        pa.field("signs", pa.list_(pa.int8()), nullable=False),  # T: +1 raises the token, -1 lowers it, 0 neither
+    ]
+)
+
 PREDICTIONS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -89,6 +100,7 @@ TABLES: dict[str, pa.Schema] = {
     "responses": RESPONSES,
     "examples": EXAMPLES,
     "scored": SCORED,
+    "token_weights": TOKEN_WEIGHTS,
     "predictions": PREDICTIONS,
 }
 

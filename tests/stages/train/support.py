@@ -79,7 +79,8 @@ def save_scored(
     from transformers import AutoTokenizer
 
     fingerprint = tokenizer_fingerprint(AutoTokenizer.from_pretrained(model))
-    return write_table(folder, "scored", scored_rows() if rows is None else rows, rows_per_file, fingerprint)
+    made_by = {"model": {"path": model}}
+    return write_table(folder, "scored", scored_rows() if rows is None else rows, rows_per_file, fingerprint, made_by)
 
 
 def train_config(folder: str, scored: str, output: Path | str, **changes: Any) -> TrainConfig:
