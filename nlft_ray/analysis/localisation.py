@@ -95,7 +95,7 @@ def marked_tokens(ends: npt.NDArray[np.int64], start: int, end: int) -> BoolArra
         ends: (n,) for each token, the number of characters of the response up to its end.
     """
     starts = np.concatenate([[0], ends[:-1]])
-    return (starts < end) & (ends > start)
+    return np.maximum(starts, start) < np.minimum(ends, end)
 
 
 def _estimate(values: list[float]) -> Estimate:

@@ -135,7 +135,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         ({"row_id": "8"}, "rejected: too long: 9"),
         ({"row_id": "99"}, "no such id"),
         ({"row_id": "1", "examples": "absent"}, "absent does not exist"),
-        ({"policy": "sft"}, "weighs no responses. Choose one of cut"),
+        ({"policy": "sft"}, "weighs no responses. Choose one of chord, cut"),
     ],
 )
 def test_mistakes_are_said(sandbox_folder: Path, options: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 SANDBOX = str(Path(__file__).parents[2] / "experiments/configs/sandbox.yaml")
 METHODS = ["sft_worked", "rft", "star", "nlft"]
-SMALL = [f"methods=[{','.join(METHODS)}]", "examples=[8]", "seeds=[1,2]", "test_questions.limit=20"]
+SMALL = [f"methods=[{','.join(METHODS)}]", "examples=[8]", "seeds=[1]", "test_questions.limit=20"]
 SMALL += ["run.pool.backend=inline", "steps_per_question=0.5"]
 
 
@@ -34,7 +34,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_method_has_a_row_in_every_cell(grid: Path) -> None:
     rows = pq.read_table(grid / "outcomes.parquet").to_pylist()
-    assert [(row["seed"], row["method"]) for row in rows] == [(seed, name) for seed in (1, 2) for name in METHODS]
+    assert [(row["seed"], row["method"]) for row in rows] == [(seed, name) for seed in (1,) for name in METHODS]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     by_method = {row["method"]: row for row in rows if row["seed"] == 1}
     assert by_method["sft_worked"]["rows_trained"] == 8

@@ -17,6 +17,12 @@ from nlft_ray.tables.shards import read_rows
 from tests.stages.train.support import save_model, save_scored
 
 
+@pytest.fixture(autouse=True)
+def not_one_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests set what makes accelerate look for other processes."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
 class Gradients(TrainerCallback):
     """Keeps the gradients of the first optimizer step."""
 
@@ -42,7 +48,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, model: str) -> list[dict[str,
 def trained(model: str, rows: list[dict[str, Any]], output: Path, **settings: Any) -> dict[str, torch.Tensor]:
     loss, gradients = TokenWeightLoss(), Gradients()
     arguments: dict[str, Any] = {"remove_unused_columns": False, "max_length": None, "max_steps": 1}
-    arguments |= {"max_grad_norm": 0, "report_to": [], "use_cpu": True, "bf16": False, "save_strategy": "no"}
+    arguments |= {"max_grad_norm": 0, "report_to": [], "bf16": False, "save_strategy": "no"}
     arguments |= {"gradient_checkpointing": False, "disable_tqdm": True}
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
@@ -66,7 +72,7 @@ def defined(model: str, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         terms = -weights * torch.where(signs > 0, logp, torch.log(-torch.expm1(logp)))
         n = sum(label != -100 for label in row["labels"])
         (terms[signs != 0].sum() / n / len(rows)).backward()
-    return {name: parameter.grad for name, parameter in own.named_parameters()}
+    return {name: parameter.grad for name, parameter in own.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize(("size", "accumulated"), [(8, 1), (2, 4)])
