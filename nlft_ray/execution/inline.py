@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from nlft_ray.execution.work import TableWork
+from nlft_ray.errors import UserError
+from nlft_ray.execution.work import DeviceFailed, TableWork
 from nlft_ray.tables.shards import Shard, ShardReport
 
 T = TypeVar("T")
@@ -27,12 +28,18 @@ class InlineExecutor:
         """Work on every shard, in order.
 
         Raises:
-            UserError: as the worker raises it.
+            UserError: as the worker raises it; or the device failed, which only another process can use again.
         """
         with _threads(work.config.pool.cpus_per_worker):
             worker = work.make_worker(work.config)
             for shard in shards:
-                yield work.on(worker, shard)
+                try:
+                    yield work.on(worker, shard)
+                except DeviceFailed as error:
+                    raise UserError(
+                        f"{work.stage}: the device failed at shard {shard.name} ({error}). Run the same command again: "
+                        "it continues there."
+                    ) from error
 
 
 @contextmanager

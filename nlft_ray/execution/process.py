@@ -2,9 +2,15 @@
 
 import atexit
 import gc
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from nlft_ray.errors import UserError
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @contextmanager
@@ -16,6 +22,7 @@ def starting() -> Iterator[None]:
     frozen. Tokenizers' own threads are turned off for good, since processes share the cores.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # passes differ in shape: less is wasted
     atexit.register(gc.freeze)
     thresholds = gc.get_threshold()
     gc.set_threshold(10_000)
@@ -23,3 +30,48 @@ def starting() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
+
+
+def hide_gpus() -> None:
+    """Keep this process off GPUs that it was not given, before torch looks for them: Ray does not."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def check_gpus(setting: str) -> None:
+    """Check that torch can use the GPU that Ray gave this process; it would run on the CPU without a word.
+
+    Args:
+        setting: the setting that says how many GPUs a worker has.
+
+    Raises:
+        UserError: it cannot.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    driver = Path("/proc/driver/nvidia/version")
+    version = driver.read_text().splitlines()[0] if driver.is_file() else "no driver of NVIDIA's is loaded"
+    raise UserError(
+        f"{setting}: Ray gave this worker a GPU that torch {torch.__version__} (built for CUDA {torch.version.cuda}) "
+        f"cannot use; {version}. Install a torch that fits the driver, or set {setting}=0 to run on CPUs."
+    )
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: of the machine's, those that its affinity and its control group leave it."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _cgroup_cpus(_CGROUP)))
+
+
+def _cgroup_cpus(root: Path) -> int:
+    """CPUs' worth of time that a control group gives, rounded up; all where it sets no limit."""
+    try:
+        if (root / "cpu.max").is_file():  # version 2
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        limit = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # "max" is no number: no limit
+        return os.cpu_count() or 1
+    return limit if limit > 0 else os.cpu_count() or 1

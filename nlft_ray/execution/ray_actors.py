@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -10,8 +12,9 @@ import ray.data
 
 from nlft_ray.errors import UserError
 from nlft_ray.execution import process, ray_cluster
+from nlft_ray.execution.attempts import Attempts
 from nlft_ray.execution.placement import places
-from nlft_ray.execution.work import TableWork, Worker
+from nlft_ray.execution.work import DeviceFailed, TableWork, Worker
 from nlft_ray.log import log
 from nlft_ray.tables.shards import Shard, ShardReport, finished_shard
 
@@ -44,9 +47,9 @@ class RayExecutor:
     def map_shards(self, work: TableWork, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """Work on every shard, each by some actor of the pool; reports arrive in any order.
 
-        An actor that dies is replaced and its shard done again. More actors start when nodes join. Only the shards'
-        names travel through Ray: the rows go from file to actor to file, so the driver's memory does not grow with the
-        table.
+        An actor that dies is replaced and its shard done again, though not for ever (see `Attempts`). More actors start
+        when nodes join. Only the shards' names travel through Ray: the rows go from file to actor to file, so the
+        driver's memory does not grow with the table.
 
         Raises:
             UserError: as the worker raises it.
@@ -57,7 +60,7 @@ class RayExecutor:
         gpus, size = _size_pool(work, len(shards))
         results = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
             _ShardActor,
-            fn_constructor_kwargs={"work": work},
+            fn_constructor_kwargs={"work": work, "gpus": gpus},
             batch_size=1,
             batch_format="pyarrow",
             compute=size,
@@ -111,14 +114,19 @@ def _size_pool(work: TableWork, shards: int) -> tuple[float, ray.data.ActorPoolS
 class _ShardActor:
     """An actor that holds one worker, with its model, for all the shards that its process is given."""
 
-    def __init__(self, work: TableWork):
+    def __init__(self, work: TableWork, gpus: float):
         self._work = work
+        self._attempts = Attempts(work.output, work.start)
         self._worker: Worker | None = None
         self._mistake = ""
+        if not gpus:
+            process.hide_gpus()
         try:
             with process.starting():
                 import torch  # not needed on the driver
 
+                if gpus:
+                    process.check_gpus("pool.gpus_per_worker")
                 torch.set_num_threads(work.config.pool.cpus_per_worker)
                 self._worker = work.make_worker(work.config)
         except UserError as error:
@@ -133,7 +141,16 @@ class _ShardActor:
             return {"user_error": self._mistake}
         try:
             # Ray runs a task again whose result was lost with a node; the file is there all the same.
-            report = finished_shard(self._work.output, shard) or self._work.on(self._worker, shard)
+            report = finished_shard(self._work.output, shard) or self._work_on(self._worker, shard)
         except UserError as error:
             return {"user_error": str(error)}
         return {"report": asdict(report)}
+
+    def _work_on(self, worker: Worker, shard: Shard) -> ShardReport:
+        """The shard's report. Where the device fails, this process ends, and Ray has another do the shard."""
+        self._attempts.begin(self._work.stage, shard)
+        try:
+            return self._work.on(worker, shard)
+        except DeviceFailed as error:
+            self._attempts.failed(shard, f"on {platform.node()}: {error}")
+            os._exit(1)

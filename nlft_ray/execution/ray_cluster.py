@@ -15,6 +15,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from nlft_ray.errors import UserError
+from nlft_ray.execution import process
 from nlft_ray.execution.placement import carries
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def _start(settings: dict[str, Any]) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
     try:
         # "local": a cluster that somebody has started here by `ray start` is used when it is asked for, as any other.
-        ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, **settings)
+        ray.init("local", num_cpus=process.usable_cpus(), include_dashboard=False, **settings)
     except Exception as error:  # Ray's own type for it is Exception
         if "timed out during startup" not in str(error):
             raise

@@ -120,7 +120,12 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     with process.starting():
         import torch
 
-    torch.set_num_threads(max(min(int(settings["cpus"]), os.cpu_count() or 1), 1))
+    if settings["gpus"]:
+        try:
+            process.check_gpus("gpus_per_worker")
+        except UserError as error:
+            return {"user_error": str(error)}
+    torch.set_num_threads(max(min(int(settings["cpus"]), process.usable_cpus()), 1))
     try:
         given: dict[str, Any] = settings["work"](settings["config"])
     except UserError as error:

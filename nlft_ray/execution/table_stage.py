@@ -11,7 +11,7 @@ from nlft_ray.config import WithPool
 from nlft_ray.errors import UserError
 from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
-from nlft_ray.execution.work import TableWork, WorkerFactory
+from nlft_ray.execution.work import RAISED, TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
 from nlft_ray.models.automatic import automatic_settings, with_one_commit
 from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
@@ -94,6 +94,7 @@ def run_table_stage(
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
     reports = finished_shards(output, shards)
+    _forget_raised(stage, output, shards, reports)
     if complete is not None and len(reports) == len(shards):
         return StageResult(output=config.output, manifest=complete, reused=True)
     _reopen(output, shards)
@@ -186,6 +187,19 @@ def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, Shar
             log(f"input: {shard.file} was changed since {shard.name} was made of it; it is made again.")
             (output / DATA).delete(shard.name)
             del reports[shard.number]
+
+
+def _forget_raised(stage: str, output: Folder, shards: list[Shard], reports: dict[int, ShardReport]) -> None:
+    """Drop the shards with rows that made the worker raise: what it raised may have been no fault of theirs."""
+    raised = 0
+    for shard in shards:
+        reasons = reports[shard.number].reject_reasons if shard.number in reports else {}
+        if count := sum(rows for reason, rows in reasons.items() if reason.startswith(RAISED)):
+            raised += count
+            (output / DATA).delete(shard.name)
+            del reports[shard.number]
+    if raised:
+        log(f"{stage}: {raised} rows that could not be used, since they made the worker raise, are tried again.")
 
 
 def _finish(output: Folder, shards: list[Shard], manifest: Manifest) -> None:

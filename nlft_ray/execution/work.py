@@ -2,6 +2,7 @@
 
 import errno
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -67,12 +68,16 @@ class TableWork:
     """Rows that the worker makes of one."""
     loads_model: bool = True
     """Whether the worker holds the target model; else it is given no GPU unless the configuration asks for one."""
+    start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    """A name of this start of the command, which no other has."""
 
     def on(self, worker: Worker, shard: Shard) -> ShardReport:
         """Read a shard, have `worker` work on it, and commit what came out.
 
         Raises:
-            UserError: as the worker raises it; an id was lost or doubled; or the output cannot be written.
+            UserError: as the worker raises it; an id was lost or doubled; memory or disk is full; or the output cannot
+                be written.
+            DeviceFailed: the device did.
         """
         began = time.monotonic()
         table = read_shard(self.source, shard)
@@ -104,23 +109,49 @@ def _count_kinds(rejects: list[tuple[Mapping[str, Any], str]]) -> dict[str, int]
     return dict(Counter(reason.partition(":")[0] for _, reason in rejects))
 
 
+RAISED = "raised "
+"""How the reason of a reject begins whose row made the worker raise."""
+
+
+class DeviceFailed(Exception):
+    """The device of this process failed, and may go on failing whatever it is asked: the process must end."""
+
+
 def isolate_failures(worker: Worker, table: pa.Table, seed: int) -> WorkResult:
-    """Work on a table; where that raises, halve it until the rows that raise are known, and reject those."""
+    """Work on a table; where that raises, halve it until the rows that raise are known, and reject those.
+
+    Raises:
+        UserError: as the worker raises it; or memory or disk is full, which is no row's fault.
+        DeviceFailed: nor is that.
+    """
     try:
         return worker(table, seed)
     except UserError:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full: {error}. Free space, and run the same command again.") from error
-        return _halved(worker, table, seed, error)
     except Exception as error:  # a row that makes the model raise must not cost its neighbours
-        return _halved(worker, table, seed, error)
+        _raise_if_of_the_machine(error)
+        failure = error
+    return _halved(worker, table, seed, failure)
+
+
+def _raise_if_of_the_machine(error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise UserError(f"the disk is full: {error}. Free space, and run the same command again.") from error
+    from nlft_ray.models.memory import is_device_failure, is_out_of_memory  # imports torch, as the worker has by now
+
+    one_line = " ".join(str(error).split())[:200]
+    if is_device_failure(error):
+        raise DeviceFailed(f"{type(error).__name__}: {one_line}") from error
+    if is_out_of_memory(error):
+        raise UserError(
+            f"out of memory: {one_line}. Take model.dtype=bfloat16, or give a worker more: pool.gpus_per_worker, or "
+            "fewer workers on a node by pool.max_workers."
+        ) from error
 
 
 def _halved(worker: Worker, table: pa.Table, seed: int, error: Exception) -> WorkResult:
     if table.num_rows > 1:
         halves = table.slice(0, table.num_rows // 2), table.slice(table.num_rows // 2)
         return isolate_failures(worker, halves[0], seed) + isolate_failures(worker, halves[1], seed)
-    reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    reason = f"{RAISED}{type(error).__name__}: {' '.join(str(error).split())}"
     return WorkResult(worker.schema.empty_table(), [(table.to_pylist()[0], reason[:200])])

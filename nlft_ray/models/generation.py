@@ -8,9 +8,15 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from nlft_ray.config import ModelConfig, PromptConfig
-from nlft_ray.models.loading import load_model, load_tokenizer, max_length
+from nlft_ray.models.loading import load_model, load_tokenizer, max_length, vocabulary_size
+from nlft_ray.models.memory import Batches
 from nlft_ray.models.prompts import PromptKind, prompt_ids
 from nlft_ray.models.turns import end_of_turn, instruction_role
+
+_ADVICE = (
+    "Lower max_new_tokens or model.max_length, take model.dtype=bfloat16, or give a worker more: pool.gpus_per_worker, "
+    "or fewer workers on a node by pool.max_workers."
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,10 @@ class PromptedModel:
         self._tokenizer = load_tokenizer(model)
         self._prompts = prompts.model_copy(update={"instruction_role": instruction_role(self._tokenizer, prompts)})
         self._max_length = max_length(model)
+        loaded = load_model(model, spread=True)
+        self._vocabulary = vocabulary_size(loaded)
         self._generate = Generator(
-            load_model(model, spread=True),
+            loaded,
             end_of_turn=end_of_turn(self._tokenizer, model, prompts).id,
             max_length=self._max_length,
             batch_size=batch_size,
@@ -63,15 +71,17 @@ class PromptedModel:
     def answer(
         self, kind: PromptKind, rows: Sequence[Mapping[str, Any]], decoding: Decoding, seed: int
     ) -> list[Completion]:
-        """A completion of each row's prompt, in order; of one that leaves no room for a token, the problem."""
+        """A completion of each row's prompt, in order; of one that the model cannot complete, the problem."""
         prompts = [prompt_ids(self._tokenizer, self._prompts, kind, row) for row in rows]
-        fitting = [prompt for prompt in prompts if len(prompt) < self._max_length]
+        problems = [self._problem_with(kind, prompt) for prompt in prompts]
+        fitting = [prompt for prompt, problem in zip(prompts, problems, strict=True) if problem is None]
         responses = iter(self._generate(fitting, decoding, seed) if fitting else [])
-        completions = []
-        for prompt in prompts:
-            fits = len(prompt) < self._max_length
-            completions.append(self._completion(prompt, next(responses)) if fits else self._too_long(kind, prompt))
-        return completions
+        return [
+            Completion(prompt_tokens=len(prompt), problem=problem)
+            if problem
+            else self._completion(prompt, next(responses))
+            for prompt, problem in zip(prompts, problems, strict=True)
+        ]
 
     def _completion(self, prompt: Sequence[int], ids: list[int]) -> Completion:
         return Completion(
@@ -81,18 +91,26 @@ class PromptedModel:
             ended=ids[-1] in self._generate.ends,
         )
 
-    def _too_long(self, kind: PromptKind, prompt: Sequence[int]) -> Completion:
-        problem = f"too long: its {kind} prompt of {len(prompt)} tokens leaves no room in {self._max_length}"
-        return Completion(prompt_tokens=len(prompt), problem=problem)
+    def _problem_with(self, kind: PromptKind, prompt: Sequence[int]) -> str | None:
+        """Why the model cannot complete a prompt; None where it can."""
+        if len(prompt) >= self._max_length:
+            return f"too long: its {kind} prompt of {len(prompt)} tokens leaves no room in {self._max_length}"
+        if (largest := max(prompt)) >= self._vocabulary:
+            return f"unknown token: id {largest}, where the model knows {self._vocabulary} of them"
+        return None
 
 
 class Generator:
-    """A model that continues prompts. On a CPU, seed, prompts and batch size determine what comes out, bit for bit."""
+    """A model that continues prompts. On a CPU, seed, prompts and batch size determine what comes out, bit for bit.
+
+    A batch that memory does not hold is halved, and later ones are no larger; other random numbers are drawn then.
+    """
 
     def __init__(self, model: PreTrainedModel, *, end_of_turn: int, max_length: int, batch_size: int):
         self._model = model
         self._max_length = max_length
         self._batch_size = batch_size
+        self._memory = Batches("prompts and what may follow them", _ADVICE)
         own = getattr(model.generation_config, "eos_token_id", None)
         self.ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
         # transformers fills whatever is not said from here: a repetition penalty of the model's file, for one
@@ -109,12 +127,17 @@ class Generator:
         responses: list[list[int]] = [[] for _ in prompts]
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            for index, response in zip(batch, self._generate([prompts[i] for i in batch], decoding), strict=True):
+            some = self._memory.run(
+                [prompts[index] for index in batch],
+                lambda prompt: len(prompt) + decoding.max_new_tokens,
+                lambda prompts: self._generate(prompts, decoding),
+            )
+            for index, response in zip(batch, some, strict=True):
                 responses[index] = response
         return responses
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[Sequence[int]], decoding: Decoding) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
         longest = max(map(len, prompts))
         pad = self._end_of_turn  # masked, so any id will do
         input_ids = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts])

@@ -186,6 +186,12 @@ def max_length(config: ModelConfig) -> int:
     return config.max_length or own or 1_000_000
 
 
+def vocabulary_size(model: "PreTrainedModel") -> int:
+    """Number of ids that the model has embeddings of; a device that is asked for another one may fail for good."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
 def model_fingerprint(config: ModelConfig) -> str:
     """Short hash of configuration and weights, in a second: 64 blocks, spread evenly, stand for a large file.
 

@@ -8,6 +8,7 @@ import torch
 
 from nlft_ray.config import ClusterConfig
 from nlft_ray.errors import UserError
+from nlft_ray.execution.process import usable_cpus
 
 GIB = 2**30
 RUNTIME_BYTES = {"cpu": 650 * 2**20, "gpu": 600 * 2**20}
@@ -53,7 +54,7 @@ def devices_of(cluster: ClusterConfig) -> Devices:
         kind="gpu" if gpus else "cpu",
         count=cluster.nodes * (gpus or 1),
         memory=memory,
-        cpus_per_node=cluster.cpus_per_node or os.cpu_count() or 1,
+        cpus_per_node=cluster.cpus_per_node or usable_cpus(),
         nodes=cluster.nodes,
         reserve_fraction=cluster.reserve_fraction,
     )

@@ -5,9 +5,11 @@ each prompt with the response a branch. The trees of a batch stand one after ano
 (`models.packing`). Where the model does not take that, every context is padded and runs by itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, get_args
 
 import torch
@@ -19,6 +21,7 @@ from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
 from nlft_ray.models.abilities import longest_unswitched, start_packing, stores_prefixes
+from nlft_ray.models.memory import Batches
 from nlft_ray.models.packing import PackedTexts, moved
 from nlft_ray.models.prefix_states import PrefixStates
 from nlft_ray.stages.score.contexts import Context, ScoringRow
@@ -28,6 +31,10 @@ Array = NDArray[Any]
 
 _TOP: set[Context] = {"standard"}  # the contexts whose most probable tokens are asked for
 _GEOMETRY: set[Context] = {"base"}  # and whose hidden states
+_ADVICE = (
+    "Lower model.max_length (rows that exceed it are rejected, or cut with too_long=truncate), take "
+    "model.dtype=bfloat16, or give a worker more: pool.gpus_per_worker, or fewer workers on a node by pool.max_workers."
+)
 _SORTED = 16  # passes among which padded texts are sorted by length
 
 
@@ -75,6 +82,10 @@ class ScoringBatch:
         )
 
 
+Responses = Sequence[tuple[int, Context]]
+"""Responses of a batch: the number of the row, and the context that it stands under."""
+
+
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
     """(B, T) tokens that run at once, with N response tokens among them, response after response."""
@@ -83,8 +94,11 @@ class ForwardPass:
     inputs: dict[str, Any]  # arguments of the model's forward
     keep: torch.Tensor  # (B, T) bool, the positions that predict response tokens
     targets: torch.Tensor  # (N,) int64, the response tokens
-    responses: list[tuple[int, Context]]  # the row of the batch, and the context, of each response
+    responses: Responses
     counts: list[int]  # how many of the N tokens each response has
+
+
+MakePass = Callable[[Responses], ForwardPass]
 
 
 class Scorer:
@@ -100,6 +114,7 @@ class Scorer:
         self._stores_prefixes = stores_prefixes(model)
         self._prefix_states = PrefixStates(model)
         self._head = ResponseHead(model)
+        self._memory = Batches("responses under their contexts", _ADVICE)
         self.packs = start_packing(model)
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
 
@@ -151,18 +166,21 @@ class Scorer:
     def score(self, batch: ScoringBatch) -> list[dict[Context, ContextFacts]]:
         """Facts of every row of a batch under each of its contexts."""
         facts: list[dict[Context, ContextFacts]] = [{} for _ in batch.rows]
-        for forward_pass in [_forest_pass(batch)] if batch.trees else self._padded_passes(batch):
-            for (row, context), some in zip(forward_pass.responses, self._run(forward_pass), strict=True):
+        for responses, make_pass in [_forest(batch)] if batch.trees else self._padded(batch):
+            found = self._memory.run(responses, partial(_length, batch), partial(self._run_some, make_pass))
+            for (row, context), some in zip(responses, found, strict=True):
                 facts[row][context] = some
         return facts
 
-    def _padded_passes(self, batch: ScoringBatch) -> Iterator[ForwardPass]:
+    def _padded(self, batch: ScoringBatch) -> Iterator[tuple[Responses, MakePass]]:
         """Context after context, texts of similar length together."""
         for context, prefix in batch.prefixes.items():
             responses = [(index, context) for index, row in enumerate(batch.rows) if context in row.prompts]
-            lengths = [batch.rows[index].lengths()[context] - len(prefix) for index, _ in responses]
-            for part in pack(lengths, self._max_tokens):
-                yield _padded_pass(batch, [responses[number] for number in part], prefix, self._pad_id)
+            for part in pack([_length(batch, response) for response in responses], self._max_tokens):
+                yield [responses[number] for number in part], partial(_padded_pass, batch, prefix, self._pad_id)
+
+    def _run_some(self, make_pass: MakePass, responses: Responses) -> list[ContextFacts]:
+        return self._run(make_pass(responses))
 
     def _run(self, forward_pass: ForwardPass) -> list[ContextFacts]:
         """Facts of each response of the pass."""
@@ -184,29 +202,38 @@ def _common_prefix(prompts: list[list[int]]) -> list[int]:
     return prompts[0][: common_prefix_length(prompts)] if prompts else []
 
 
-def _forest_pass(batch: ScoringBatch) -> ForwardPass:
-    """The trees of a batch in one sequence, without padding."""
+def _length(batch: ScoringBatch, response: tuple[int, Context]) -> int:
+    """Tokens of a response with its prompt, but for the prefix."""
+    index, context = response
+    return batch.rows[index].lengths()[context] - len(batch.prefixes[context])
+
+
+def _forest(batch: ScoringBatch) -> tuple[Responses, MakePass]:
+    """All responses of a batch of trees, and how to make a pass of some of them."""
+    responses = [(index, context) for index, tree in enumerate(batch.trees) for context in tree.rests]
+    return responses, partial(_forest_pass, batch)
+
+
+def _forest_pass(batch: ScoringBatch, responses: Responses) -> ForwardPass:
+    """Trees of a batch in one sequence, without padding: the branches of these responses, those of a row together."""
     prefix = batch.prefixes["base"]  # the same for all contexts
     texts = PackedTexts(stored=len(prefix))
     positions: list[int] = []
     targets: list[int] = []
-    responses: list[tuple[int, Context]] = []
-    for index, tree in enumerate(batch.trees):
+    for index, branches in groupby(responses, key=itemgetter(0)):
+        tree = batch.trees[index]
         trunk = texts.append(tree.trunk, texts.beginning) if tree.trunk else texts.beginning
-        for context, rest in tree.rests.items():
-            texts.append([*rest, *tree.response_ids[:-1]], trunk)
+        for _, context in branches:
+            texts.append([*tree.rests[context], *tree.response_ids[:-1]], trunk)
             end = len(texts.ids)
             positions.extend(range(end - len(tree.response_ids), end))
             targets.extend(tree.response_ids)
-            responses.append((index, context))
     keep = torch.zeros(1, len(texts.ids), dtype=torch.bool).index_fill_(1, torch.tensor(positions), True)
     counts = [len(batch.trees[index].response_ids) for index, _ in responses]
     return ForwardPass(prefix, texts.inputs(), keep, torch.tensor(targets), responses, counts)
 
 
-def _padded_pass(
-    batch: ScoringBatch, responses: list[tuple[int, Context]], prefix: list[int], pad_id: int
-) -> ForwardPass:
+def _padded_pass(batch: ScoringBatch, prefix: list[int], pad_id: int, responses: Responses) -> ForwardPass:
     """Prompts with responses, padded at the right: causal attention never looks there, and a mask would cost time."""
     texts = []
     for index, context in responses:

@@ -1,13 +1,14 @@
 """Facts about the tokens of a table of examples, in this process."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from nlft_ray.config import ScoreConfig
 from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.loading import load_model, load_tokenizer, max_length
+from nlft_ray.models.loading import load_model, load_tokenizer, max_length, vocabulary_size
 from nlft_ray.models.turns import end_of_turn, instruction_role
 from nlft_ray.stages.score.contexts import Context, RowBuilder, ScoringRow
 from nlft_ray.stages.score.finished_batches import FinishedBatches
@@ -36,9 +37,11 @@ class ScoreWorker:
         end = end_of_turn(tokenizer, config.model, config.prompts).id
         role = instruction_role(tokenizer, config.prompts)
         self._max_length = max_length(config.model)
+        model = load_model(config.model, spread=True)
+        self._vocabulary = vocabulary_size(model)
         self._build = RowBuilder(tokenizer, config.prompts.model_copy(update={"instruction_role": role}), end)
         self._scorer = Scorer(
-            load_model(config.model, spread=True),
+            model,
             pad_id=end,  # never read, so any id will do
             max_tokens_per_batch=config.max_tokens_per_batch,
             hidden_window=config.hidden_window,
@@ -69,6 +72,9 @@ class ScoreWorker:
 
     def _fit(self, row: ScoringRow) -> ScoringRow | str:
         """The row if it fits the model in every context, or cut at its end where that was asked for; else why not."""
+        ids = chain(row.response_ids, *row.prompts.values())
+        if (largest := max(ids)) >= self._vocabulary:
+            return f"unknown token: id {largest}, where the model knows {self._vocabulary} of them"
         room = self._max_length - max(len(prompt) for prompt in row.prompts.values())
         if len(row.response_ids) <= room:
             return row

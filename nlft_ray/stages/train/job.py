@@ -38,6 +38,8 @@ from nlft_ray.tables.manifest import (
 )
 from nlft_ray.tables.training import read_metrics
 
+_OUT_OF_MEMORY = "out_of_memory.txt"
+
 
 def train(config: TrainConfig) -> StageResult:
     """Fine-tune by a policy. Killed at any moment and started again, it continues from its last checkpoint.
@@ -150,21 +152,60 @@ def _on_gpu(config: TrainConfig) -> bool:
 
 
 def _run(config: TrainConfig, identity: Identity, output: Folder) -> dict[str, float]:
-    """Have all workers train, where the configuration says; what the manifest is to count of the model."""
-    if config.backend == "inline":
-        return _run_inline(config)
-    from nlft_ray.execution.ray_workers import run_workers
+    """Have all workers train, where the configuration says; what the manifest is to count of the model.
 
-    return run_workers(_work, config, identity.fingerprint(), on_failure=partial(add_note, output))
+    Raises:
+        UserError: as a worker raises it; or one ran out of memory.
+    """
+    output.delete(_OUT_OF_MEMORY)
+    try:
+        if config.backend == "inline":
+            return _run_inline(config)
+        from nlft_ray.execution.ray_workers import run_workers
+
+        return run_workers(_work, config, identity.fingerprint(), on_failure=partial(add_note, output))
+    except UserError:
+        raise
+    except Exception as error:
+        if output.has(_OUT_OF_MEMORY):
+            raise UserError(output.read_text(_OUT_OF_MEMORY)) from error
+        raise
 
 
 def _work(config: TrainConfig) -> dict[str, float]:
     """Train, as one worker of the process group that this process is in."""
     with process.starting():
+        from nlft_ray.models.memory import is_out_of_memory
         from nlft_ray.stages.train.checkpoints import CHECKPOINTS, Checkpoints
         from nlft_ray.stages.train.loop import train_worker
 
-    return train_worker(config, Checkpoints(Folder(config.output) / CHECKPOINTS, config.checkpoints_to_keep))
+    output = Folder(config.output)
+    if output.has(_OUT_OF_MEMORY):  # another start of this group would end as the last one did
+        raise UserError(output.read_text(_OUT_OF_MEMORY))
+    try:
+        return train_worker(config, Checkpoints(output / CHECKPOINTS, config.checkpoints_to_keep))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            output.write_text(_OUT_OF_MEMORY, _advice_on_memory(config, error))
+        raise  # so that the other workers are ended too, who wait for this one
+
+
+def _advice_on_memory(config: TrainConfig, error: BaseException) -> str:
+    """What to change where a worker ran out of memory: whatever of it is not in use yet."""
+    options = {
+        f"micro_batch_size_per_worker=1 (now {config.micro_batch_size_per_worker})": config.micro_batch_size_per_worker
+        > 1,
+        "gradient_checkpointing=true": not config.gradient_checkpointing,
+        "lora: adapters in place of all parameters": config.lora is None,
+        f"a higher zero_stage (now {config.zero_stage}) with more num_workers": config.zero_stage < 3,
+        "model.dtype=bfloat16": config.model.dtype != "bfloat16",
+    }
+    useful = ", ".join(option for option, is_open in options.items() if is_open)
+    return (
+        f"train: a worker ran out of memory ({' '.join(str(error).split())[:200]}). What takes less: "
+        f"{useful or 'shorter texts, by model.max_length in scoring'}. `nlft-ray plan` says what fits. The same "
+        "command with other settings goes on from its newest checkpoint where these leave the results as they are."
+    )
 
 
 def _run_inline(config: TrainConfig) -> dict[str, float]:
@@ -184,7 +225,7 @@ def _run_inline(config: TrainConfig) -> dict[str, float]:
     # DeepSpeed looks for these. A GPU is hidden from it alone: for CUDA it would stay hidden after this training.
     changes = {"LOCAL_RANK": "0"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
     threads = torch.get_num_threads()
-    cores = os.cpu_count() or 1
+    cores = process.usable_cpus()
     with _environment(changes), _process_group("nccl" if gpus else "gloo"):
         torch.set_num_threads(min(config.cpus_per_worker or cores, cores))
         try:
