@@ -17,12 +17,12 @@ from tests.rows import QUESTION, example, read_rejects, read_table, write_table
 QUESTIONS = [{"id": str(number), **QUESTION, "question": f"What is {number} + 2?"} for number in range(24)]
 EXAMPLES = [example(str(number), correct=number % 3 == 0) for number in range(24)]
 UNJUDGED = [row | {"judgment": None} for row in EXAMPLES]
-RAISES = EXAMPLES[5] | {"id": "raises", "response_ids": [1_000_000]}
+UNUSABLE = EXAMPLES[5] | {"id": "unusable", "response_ids": [1_000_000]}
 
 STAGES: dict[str, tuple[str, list[dict[str, Any]], Callable[[dict[str, Any]], StageResult]]] = {
     "sample": ("questions", QUESTIONS, lambda settings: nlft_ray.sample(SampleConfig.model_validate(settings))),
     "judge": ("examples", UNJUDGED, lambda settings: nlft_ray.judge(JudgeConfig.model_validate(settings))),
-    "score": ("examples", [*EXAMPLES, RAISES], lambda settings: nlft_ray.score(ScoreConfig.model_validate(settings))),
+    "score": ("examples", [*EXAMPLES, UNUSABLE], lambda settings: nlft_ray.score(ScoreConfig.model_validate(settings))),
     "evaluate": ("questions", QUESTIONS, lambda settings: nlft_ray.evaluate(EvaluateConfig.model_validate(settings))),
 }
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from nlft_ray.errors import UserError
-from nlft_ray.execution.work import WorkResult, shard_seed
+from nlft_ray.execution.work import DeviceFailed, WorkResult, shard_seed
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.schema import QUESTIONS
 from nlft_ray.tables.shards import Shard
@@ -55,3 +56,17 @@ def test_a_shards_seed_is_its_own_and_the_same_each_time() -> None:
     seeds = [shard_seed(seed, number) for seed in (0, 1, 7) for number in range(100)]
     assert len(set(seeds)) == 300
     assert seeds == [shard_seed(seed, number) for seed in (0, 1, 7) for number in range(100)]
+
+
+def test_memory_that_ran_out_is_no_bad_row(tmp_path: Path) -> None:
+    source, output = questions(tmp_path / "in", 4), Folder(str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"out of memory: cannot bear 1\. Take model.dtype=bfloat16"):
+        work_on(Doubter("1", error=torch.OutOfMemoryError), source, output, Shard(0, "part-000000.parquet", 0, 4))
+    assert not output.exists()
+
+
+def test_a_device_that_failed_is_no_bad_row(tmp_path: Path) -> None:
+    source, output = questions(tmp_path / "in", 4), Folder(str(tmp_path / "out"))
+    with pytest.raises(DeviceFailed, match="AcceleratorError: cannot bear 1"):
+        work_on(Doubter("1", error=torch.AcceleratorError), source, output, Shard(0, "part-000000.parquet", 0, 4))
+    assert not output.exists()

@@ -73,3 +73,29 @@ def test_each_row_gets_its_own_answer_or_the_problem(random_llama: str) -> None:
     assert answers == alone
     assert all(answer.tokens == answer.prompt_tokens + len(answer.ids) > 0 for answer in answers if not answer.problem)
     assert model.answer("base", [], decoding, seed=0) == []
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    random_llama: str, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = generator(random_llama)(prompts, Decoding(max_new_tokens=12), seed=0)
+    generate, sizes = Generator._generate, []
+
+    def generate_if_it_fits(self: Generator, some: list[list[int]], decoding: Decoding) -> list[list[int]]:
+        sizes.append(len(some))
+        if len(some) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(self, some, decoding)
+
+    monkeypatch.setattr(Generator, "_generate", generate_if_it_fits)
+    assert generator(random_llama)(prompts, Decoding(max_new_tokens=12), seed=0) == whole
+    assert sizes[0] == 3
+    assert sizes.count(1) == 3
+
+
+def test_a_prompt_with_ids_that_the_model_has_not_is_a_problem(random_llama: str) -> None:
+    model = PromptedModel(ModelConfig(path=random_llama), PromptConfig(), batch_size=2)
+    model._vocabulary = 50
+    (answer,) = model.answer("base", [{"question": "zz"}], Decoding(max_new_tokens=2), seed=0)
+    assert answer.problem is not None
+    assert "where the model knows 50" in answer.problem

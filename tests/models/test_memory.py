@@ -8,7 +8,9 @@ import torch
 from nlft_ray.errors import UserError
 from nlft_ray.models.memory import Batches, is_device_failure, is_out_of_memory
 
-HOST = RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried 8 bytes")
+HOST = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"
+)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_batches_are_halved_until_they_fit_and_stay_so(capsys: pytest.CaptureFix
 
 
 def test_what_does_not_fit_alone_ends_with_advice() -> None:
-    with pytest.raises(UserError, match="one of numbers alone, of 11 tokens .* Take less"):
+    with pytest.raises(UserError, match=r"one of numbers alone, of 11 tokens .* Take less"):
         Batches("numbers", "Take less.").run([1, 11], int, Machine(room=10))
 
 

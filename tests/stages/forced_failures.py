@@ -32,7 +32,7 @@ from tests.rows import write_table
 
 ROWS, ROWS_PER_SHARD = 320, 8
 SHARDS = ROWS // ROWS_PER_SHARD
-RAISES = 17  # number of the row that makes the model raise
+UNUSABLE = 17  # number of the row that cannot be used
 _GRACE_SECONDS = 5.0
 
 
@@ -50,7 +50,7 @@ def example_rows(count: int = ROWS) -> list[dict[str, Any]]:
                 "response": mistake.response if mistake else problem.steps,
                 "verdict": "incorrect" if mistake else "correct",
                 "judgment": mistake.judgment if mistake else None,
-                "response_ids": [1_000_000] if number == RAISES else None,
+                "response_ids": [1_000_000] if number == UNUSABLE else None,
                 "source": "test",
             }
         )

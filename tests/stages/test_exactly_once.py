@@ -23,9 +23,9 @@ from nlft_ray.errors import UserError
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import MANIFEST, begin, finish
 from tests.stages.forced_failures import (
-    RAISES,
     ROWS,
     SHARDS,
+    UNUSABLE,
     Moments,
     Running,
     Scoring,
@@ -191,10 +191,10 @@ def test_killed_while_overwriting(scoring: Scoring, undisturbed: Path) -> None:
 
 
 def test_a_row_that_makes_the_model_raise_costs_only_itself(undisturbed: Path) -> None:
-    bad = example_rows()[RAISES]["id"]
+    bad = example_rows()[UNUSABLE]["id"]
     (reject,) = rejects_of(undisturbed)
     assert reject["id"] == bad
-    assert reject["reason"].startswith("raised IndexError")
+    assert reject["reason"].startswith("unknown token: id 1000000")
     assert len(table_of(undisturbed)) == ROWS - 1
 
 

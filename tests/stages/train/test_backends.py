@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from nlft_ray.config import RunConfig, TrainConfig
 from nlft_ray.errors import UserError
+from nlft_ray.stages.train import job
 from nlft_ray.stages.train.job import train
 from tests.stages.train import support
 
@@ -78,3 +79,21 @@ def test_several_workers_are_no_one_process(model: str, scored: str, tmp_path: P
     run = {"run_dir": str(tmp_path), "model": {"path": model}, "questions": {"source": "q.jsonl", "format": "gsm8k"}}
     with pytest.raises(ValueError, match=r"set train\.num_workers=1"):
         RunConfig.model_validate(run | {"pool": {"backend": "inline"}, "train": {"num_workers": [1, 2]}})
+
+
+def test_memory_that_runs_out_is_told_once_and_not_tried_again(
+    model: str, scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker leaves behind makes the next start of the group end at once: on Ray there would be three more."""
+    config = support.train_config(model, scored, tmp_path / "out", backend="inline", zero_stage=1)
+
+    def fail(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("nlft_ray.stages.train.loop.train_worker", fail)
+        with pytest.raises(UserError, match=r"a worker ran out of memory .*gradient_checkpointing=true.*zero_stage"):
+            train(config)
+        with pytest.raises(UserError, match="a worker ran out of memory"):
+            job._work(config)  # as the next start would
+    assert train(config).manifest.counts["steps"] > 0
