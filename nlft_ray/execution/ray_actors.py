@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import ray
 import ray.data
 
 from nlft_ray.errors import UserError
@@ -116,19 +117,16 @@ class _ShardActor:
 
     def __init__(self, work: TableWork, gpus: float):
         self._work = work
-        self._attempts = Attempts(work.output, work.start)
+        self._attempts = Attempts(work.output, work.stage, work.start)
         self._worker: Worker | None = None
         self._mistake = ""
         if not gpus:
             process.hide_gpus()
+        actor = str(ray.get_runtime_context().get_actor_id())
         try:
-            with process.starting():
-                import torch  # not needed on the driver
-
-                if gpus:
-                    process.check_gpus("pool.gpus_per_worker")
-                torch.set_num_threads(work.config.pool.cpus_per_worker)
-                self._worker = work.make_worker(work.config)
+            self._attempts.begin_loading(actor)
+            self._worker = _load(work, gpus)
+            self._attempts.loaded(actor)
         except UserError as error:
             self._mistake = str(error)
 
@@ -148,9 +146,35 @@ class _ShardActor:
 
     def _work_on(self, worker: Worker, shard: Shard) -> ShardReport:
         """The shard's report. Where the device fails, this process ends, and Ray has another do the shard."""
-        self._attempts.begin(self._work.stage, shard)
+        self._attempts.begin(shard)
         try:
             return self._work.on(worker, shard)
         except DeviceFailed as error:
             self._attempts.failed(shard, f"on {platform.node()}: {error}")
             os._exit(1)
+
+
+def _load(work: TableWork, gpus: float) -> Worker:
+    """The worker, with its model.
+
+    Raises:
+        UserError: as the worker raises it; torch cannot use the GPU; or memory does not hold the model.
+    """
+    with process.starting():
+        import torch  # not needed on the driver
+
+    if gpus:
+        process.check_gpus("pool.gpus_per_worker")
+    torch.set_num_threads(work.config.pool.cpus_per_worker)
+    try:
+        with process.starting():
+            return work.make_worker(work.config)
+    except (RuntimeError, MemoryError) as error:
+        from nlft_ray.models.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"model.path: out of memory while {work.stage} loaded the model ({' '.join(str(error).split())[:200]}). "
+            "Take model.dtype=bfloat16, or more GPUs for a worker: pool.gpus_per_worker."
+        ) from error

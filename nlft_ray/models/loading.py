@@ -91,6 +91,8 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
         method = checkpoint_quantisation(config)
         quantised = f" (its weights are quantised: {method})" if method else ""
         raise UserError(f"model.path: {config.path}{quantised} does not load: {_one_line(error)}") from error
+    if spread:
+        _check_no_spill(model, config)
     if found["missing_keys"]:  # transformers draws them at random
         missing = sorted(found["missing_keys"])
         raise UserError(
@@ -98,6 +100,17 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
             "missing): bring the model again, or name one with a language model's head."
         )
     return model.eval() if placed else model.eval().to(where)
+
+
+def _check_no_spill(model: Any, config: ModelConfig) -> None:
+    """Raise a UserError if parts of a model lie in host memory or on disk, where each pass would wait for them."""
+    spilled = sorted(part for part, where in model.hf_device_map.items() if str(where) in ("cpu", "disk"))
+    if spilled:
+        raise UserError(
+            f"model.path: {config.path} does not fit on the {torch.cuda.device_count()} GPUs of a worker: {spilled[0]} "
+            f"and {len(spilled) - 1} more of its parts would lie in host memory or on disk, and every pass wait for "
+            "them. Set pool.gpus_per_worker higher, or quantise it by model.quantization."
+        )
 
 
 def _with_its_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":

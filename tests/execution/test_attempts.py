@@ -1,6 +1,7 @@
 """Processes that die at a shard: another does it, three times at most."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ SHARD = Shard(7, "part-000000.parquet", 10, 20)
 
 
 def test_the_fourth_beginning_ends_the_command_and_says_why(tmp_path: Path) -> None:
-    attempts = Attempts(Folder(str(tmp_path)), "start")
+    attempts = Attempts(Folder(str(tmp_path)), "score", "start")
     for attempt in range(3):
-        attempts.begin("score", SHARD)
+        attempts.begin(SHARD)
         if attempt == 1:
             attempts.failed(SHARD, "on node a: CUDA error: ECC")
     with pytest.raises(UserError, match=r"3 processes died at shard .*, rows 11 to 20 of .*CUDA error: ECC"):
-        attempts.begin("score", SHARD)
-    attempts.begin("score", Shard(8, SHARD.file, 20, 30))
-    Attempts(Folder(str(tmp_path)), "another start").begin("score", SHARD)
+        attempts.begin(SHARD)
+    attempts.begin(Shard(8, SHARD.file, 20, 30))
+    Attempts(Folder(str(tmp_path)), "score", "another start").begin(SHARD)
 
 
 class Dying:
@@ -71,12 +72,38 @@ def test_a_shard_at_which_the_device_failed_is_done_by_another_process(tmp_path:
     assert sorted(read_table(work.output.uri)) == ["1", "2", "once"]
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize(("id", "reason"), [("bad", "illegal memory access"), ("gone", "none could say why")])
 def test_a_shard_whose_processes_keep_dying_ends_the_command(id: str, reason: str, tmp_path: Path) -> None:
     work, shards = work_on(tmp_path, "1", id)
     with pytest.raises(UserError, match=rf"3 processes died at shard .* rows 2 to 2 of part-000000.parquet.*{reason}"):
         list(RayExecutor(None).map_shards(work, shards))
+
+
+class DyingWhileLoading(Dying):
+    """Dies in its first starts: as many as the model's length says."""
+
+    def __init__(self, config: SampleConfig):
+        super().__init__(config)
+        starts = Path(config.output) / "starts"
+        starts.mkdir(exist_ok=True)
+        if len(list(starts.iterdir())) < (config.model.max_length or 0):
+            (starts / str(os.getpid())).touch()
+            os._exit(1)
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("ray_local")
+def test_a_process_that_dies_while_it_loads_is_replaced_three_times(tmp_path: Path) -> None:
+    work, shards = work_on(tmp_path, "1", "2")
+    work = replace(work, make_worker=DyingWhileLoading)
+    model = work.config.model
+    config = work.config.model_copy(update={"model": model.model_copy(update={"max_length": 3})})
+    assert len(list(RayExecutor(None).map_shards(replace(work, config=config), shards))) == 2
+    config = work.config.model_copy(update={"model": model.model_copy(update={"max_length": 99})})
+    with pytest.raises(UserError, match="4 processes in a row died while they loaded the model"):
+        list(RayExecutor(None).map_shards(replace(work, config=config, start="second"), shards))
 
 
 def test_in_this_process_a_failed_device_ends_the_command(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM
 from nlft_ray.config import ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.loading import (
+    _check_no_spill,
     checkpoint_quantisation,
     load_model,
     load_tokenizer,
@@ -142,3 +144,10 @@ def test_fingerprints_follow_content(tmp_path: Path, random_llama: str) -> None:
     extended.add_tokens(["<more>"])
     assert tokenizer_fingerprint(byte_tokenizer()) == tokenizer_fingerprint(load_tokenizer(ModelConfig(path=same)))
     assert tokenizer_fingerprint(extended) != tokenizer_fingerprint(byte_tokenizer())
+
+
+def test_a_model_that_spills_over_its_gpus_is_refused() -> None:
+    model = SimpleNamespace(hf_device_map={"model.layers.0": 0, "model.layers.1": "cpu", "lm_head": "disk"})
+    with pytest.raises(UserError, match=r"does not fit on .* GPUs of a worker: lm_head and 1 more"):
+        _check_no_spill(model, ModelConfig(path="big"))
+    _check_no_spill(SimpleNamespace(hf_device_map={"": 0}), ModelConfig(path="small"))
