@@ -28,8 +28,8 @@ class Attempts:
         if self._begin(actor, _MOST_AT_LOADING) is not None:
             raise UserError(
                 f"{self._stage}: {_MOST_AT_LOADING} processes in a row died while they loaded the model, killed "
-                f"perhaps for want of memory. Take model.dtype=bfloat16, or {_ADVICE}; then run the same command again: "
-                "it goes on where this one ended."
+                f"perhaps for want of memory. Take model.dtype=bfloat16, or {_ADVICE}; then run the same command "
+                "again: it goes on where this one ended."
             )
 
     def loaded(self, actor: str) -> None:
