@@ -68,6 +68,11 @@ class TableWork:
     loads_model: bool = True
     """Whether the worker holds the target model; else it is given no GPU unless the configuration asks for one."""
 
+    @property
+    def processes(self) -> int:
+        """Processes of one worker, of which each needs the CPUs and GPUs that the pool names."""
+        return self.config.pool.tensor_parallel if self.loads_model else 1
+
     def on(self, worker: Worker, shard: Shard) -> ShardReport:
         """Read a shard, have `worker` work on it, and commit what came out.
 

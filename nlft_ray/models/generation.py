@@ -45,16 +45,18 @@ class Completion:
 class PromptedModel:
     """The target model with its tokenizer and prompts, as sampling, judging and evaluation use it.
 
+    Of `tensor_parallel` processes, each has its part of the model; they answer in step, with the same seeds.
+
     Raises:
         UserError: the model or its tokenizer does not load.
     """
 
-    def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int):
+    def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int, tensor_parallel: int = 1):
         self._tokenizer = load_tokenizer(model)
         self._prompts = prompts.model_copy(update={"instruction_role": instruction_role(self._tokenizer, prompts)})
         self._max_length = max_length(model)
         self._generate = Generator(
-            load_model(model, spread=True),
+            load_model(model, spread=True, tensor_parallel=tensor_parallel),
             end_of_turn=end_of_turn(self._tokenizer, model, prompts).id,
             max_length=self._max_length,
             batch_size=batch_size,

@@ -100,8 +100,11 @@ class Scorer:
         self._stores_prefixes = stores_prefixes(model)
         self._prefix_states = PrefixStates(model)
         self._head = ResponseHead(model)
-        self.packs = start_packing(model)
+        self._packs = start_packing(model)
+
+    def packs(self) -> bool:
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
+        return self._packs
 
     def batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         """The rows in their order, in batches: of one pass, or of some padded ones."""
@@ -111,7 +114,7 @@ class Scorer:
             if alone:
                 batches += [ScoringBatch([row], {context: [] for context in row.prompts}, []) for row in some]
             else:
-                batches += self._batches_of_trees(some) if self.packs else self._padded_batches(some)
+                batches += self._batches_of_trees(some) if self._packs else self._padded_batches(some)
         return batches
 
     def _runs_alone(self, row: ScoringRow) -> bool:
