@@ -216,8 +216,8 @@ class PoolConfig(Strict):
     """GPUs of one actor, over which a model too large for one is spread; unset, 1 where nodes with these labels have
     GPUs and 0 elsewhere."""
     tensor_parallel: PositiveInt = 1
-    """Processes of one actor, all on one node, that share each layer of the model and work in step: for a model too large
-    for one GPU. CPU cores and GPUs are then those of each process. It must divide the model's attention heads."""
+    """Processes of one actor, all on one node, that share each layer of the model and work in step: for a model too
+    large for one GPU. CPU cores and GPUs are then those of each process. It must divide the model's attention heads."""
     label_selector: dict[str, str] = {}
     """Labels that a node must have to be given actors, such as `pool: score`."""
     rows_per_shard: PositiveInt | None = None
