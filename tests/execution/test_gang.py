@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ def answers(path: str, decoding: Decoding, processes: int) -> list[Completion]:
 
 
 @pytest.fixture(scope="module")
-def gang(ray_local: None) -> Iterator[Member]:
-    yield replica_of(TWO, Member)
+def gang(ray_local: None) -> Member:
+    return replica_of(TWO, Member)
 
 
 def assert_same(rows: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]]) -> None:
@@ -87,7 +87,7 @@ def test_text_is_that_of_one_process(gang: Member, random_llama: str, temperatur
 
 
 def test_processes_that_raise_together_stay_in_step(gang: Member, random_llama: str) -> None:
-    with pytest.raises(IndexError, match="^every one$"):
+    with pytest.raises(IndexError, match=r"^every one$"):
         gang.raise_error(IndexError("every one"), [0, 1])
     outside = [example("outside", correct=True, response_ids=[1_000_000, 7])]
     with pytest.raises(IndexError):
