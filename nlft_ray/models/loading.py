@@ -23,7 +23,7 @@ from nlft_ray.models.folders import (
     read_json,
     tokenizer_folder,
 )
-from nlft_ray.models.sharding import refuse_unknown_ids, sharding
+from nlft_ray.models.sharding import finish_sharding, sharding
 from nlft_ray.storage.folder import Folder, map_concurrently
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def load_model(
     device_map: Any = None if parts else "auto" if spread else {"": where} if placed else None
     model = _from_pretrained(config, folder, settings, device_map=device_map, **parts)
     if parts:
-        refuse_unknown_ids(model)
+        finish_sharding(model, config)
     return model if placed or parts else model.to(where)
 
 

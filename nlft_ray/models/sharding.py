@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
 from transformers.distributed import DistributedConfig
 
 from nlft_ray.config import ModelConfig
@@ -61,10 +62,21 @@ def _check_heads(setting: str, config: ModelConfig, text: Any, processes: int) -
         )
 
 
-def refuse_unknown_ids(model: PreTrainedModel) -> None:
-    """Have a shared model raise IndexError for ids outside its vocabulary, as any other does: no part has them, so that
-    they would pass for a vector of zeros."""
-    embeddings: Any = model.get_input_embeddings()
+def finish_sharding(model: Any, config: ModelConfig) -> None:
+    """See to what transformers leaves open when it has loaded the part of a model.
+
+    A shared model raises IndexError for ids outside its vocabulary, as any other does: no part has them, so that they
+    would pass for a vector of zeros.
+
+    Raises:
+        UserError: the head's weights are those of embeddings that are whole here, so that its logits would be wrong.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head.weight is embeddings.weight and not isinstance(head.weight, DTensor):
+        raise UserError(
+            f"pool.tensor_parallel: {config.path} has one matrix for its embeddings and its head, and transformers "
+            f"{transformers.__version__} shares only the head among processes: leave it out."
+        )
 
     def check(_embeddings: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         if int(arguments[0].max()) >= embeddings.num_embeddings:
