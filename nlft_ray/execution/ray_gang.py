@@ -47,7 +47,7 @@ class Gang:
         rendezvous = Path(self._folder.name) / "rendezvous"
         same_node = NodeAffinitySchedulingStrategy(here.get_node_id(), soft=False)
         member = ray.remote(_Member).options(num_cpus=0, scheduling_strategy=same_node)
-        self._members = [
+        self._members: list[Any] = [
             member.remote(rank, gpus[: pool.tensor_parallel], pool.cpus_per_worker, rendezvous)
             for rank in range(pool.tensor_parallel)
         ]

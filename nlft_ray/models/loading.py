@@ -75,12 +75,12 @@ def load_model(
                 "merge=true, and name the folder that this writes."
             )
         return _with_its_adapter(load_model(adapter.base, on, spread=spread), adapter)
-    settings = _settings(config, folder)
-    parts = sharding(config, settings, tensor_parallel)
-    spread = spread and not parts and torch.cuda.device_count() > 1
+    spread = spread and tensor_parallel == 1 and torch.cuda.device_count() > 1
     where = on or device()
     # Placed by transformers as it loads, file by file: host memory need not hold the whole model. ZeRO-3 places it too.
     placed = spread or is_quantised(config) or (where.type != "cpu" and not is_deepspeed_zero3_enabled())
+    settings = _settings(config, folder)
+    parts = sharding(config, settings, tensor_parallel)
     device_map: Any = None if parts else "auto" if spread else {"": where} if placed else None
     model = _from_pretrained(config, folder, settings, device_map=device_map, **parts)
     if parts:

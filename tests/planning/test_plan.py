@@ -166,7 +166,7 @@ def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
         ({"cluster": {"gpus_per_node": 8}}, "gpus_per_node and gpu_memory_gib belong together"),
         ({"lengths": {"prompt_tokens": 600}}, "sandbox takes 512"),
         ({"model": {"path": "./absent"}}, "no configuration that can be planned for"),
-        ({"cluster": GPUS, "tensor_parallel": 3}, "attention heads .* among 3 processes"),
+        ({"cluster": GPUS, "tensor_parallel": 4}, "6 attention heads .* 4 processes: set 2, 3, 6"),
         ({"cluster": GPUS | {"gpus_per_node": 1}, "tensor_parallel": 2}, "on one machine, which has 1 GPUs"),
     ],
 )
