@@ -50,6 +50,7 @@ USED = {
     "_weight_conversions",
 }
 PYTHONS_OWN = {f"__{name}__" for name in ["cause", "context", "doc", "file", "future", "module", "name", "version"]}
+PYTHONS_OWN |= {"_exit"}
 
 
 def private_names(tree: ast.AST) -> set[str]:

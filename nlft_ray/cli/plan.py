@@ -48,6 +48,8 @@ def _needs(plan: Plan) -> Table:
     table = result_table("Memory of each worker at its highest, GiB", headings, left=("highest at",))
     scoring, training = plan.scoring, plan.training
     title = f"score, {scoring.max_tokens_per_batch:,} tokens a pass"
+    if scoring.processes > 1:
+        title += f", one of {scoring.processes} processes"
     table.add_row(title, *_parts(scoring.memory), _total(scoring), _gib(scoring.usable), scoring.memory.moment)
     if training is not None:
         table.add_row(
@@ -69,7 +71,10 @@ def _stages(plan: Plan) -> Table:
 def _show_verdict(plan: Plan, console: Console) -> None:
     console.print("[green]green[/green] fits, [red]red[/red] does not (marked ✗)\n")
     if not plan.scoring.fits:
-        console.print("[red]Scoring does not fit[/red], whatever the batch: take larger devices, or shorter texts.")
+        console.print(
+            "[red]Scoring does not fit[/red], whatever the batch: take larger devices, several for one copy "
+            "(tensor_parallel), or shorter texts."
+        )
     if plan.training is None:
         others = [choice for way in plan.alternatives for pair in way.by_stage.values() for choice in pair]
         hint = "LoRA fits" if any(choice.fits for choice in others if choice.setup.adapters) else "take more devices"

@@ -51,6 +51,8 @@ class PlanConfig(Strict):
     lengths: LengthsConfig = LengthsConfig()
     cluster: ClusterConfig = ClusterConfig()
     """The machines."""
+    tensor_parallel: PositiveInt = 1
+    """Processes that share a copy of the model for scoring, each on a GPU of one machine (`pool.tensor_parallel`)."""
     score: ScoreOptions = ScoreOptions()
     """How responses are scored; what is set here is kept."""
     train: TrainOptions = TrainOptions()

@@ -215,6 +215,9 @@ class PoolConfig(Strict):
     gpus_per_worker: NonNegativeFloat | None = None
     """GPUs of one actor, over which a model too large for one is spread; unset, 1 where nodes with these labels have
     GPUs and 0 elsewhere."""
+    tensor_parallel: PositiveInt = 1
+    """Processes of one actor, all on one node, that share each layer of the model and work in step: for a model too
+    large for one GPU. CPU cores and GPUs are then those of each process. It must divide the model's attention heads."""
     label_selector: dict[str, str] = {}
     """Labels that a node must have to be given actors, such as `pool: score`."""
     rows_per_shard: PositiveInt | None = None
@@ -227,9 +230,18 @@ class PoolConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _processes_have_whole_gpus(self) -> "PoolConfig":
+        if self.tensor_parallel > 1 and self.gpus_per_worker not in (None, 0, 1):
+            raise ValueError(
+                f"gpus_per_worker: with tensor_parallel={self.tensor_parallel} it counts the GPUs of each process: "
+                f"leave it out, or set 1 (or 0, for CPUs); it is {self.gpus_per_worker:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _inline_is_one_worker_here(self) -> "PoolConfig":
         if self.backend == "inline":
-            for name in ("min_workers", "label_selector"):
+            for name in ("min_workers", "label_selector", "tensor_parallel"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
                         f"backend: inline is one worker in this process: leave out {name}, or use backend: ray"

@@ -65,7 +65,7 @@ class RayExecutor:
             batch_size=1,
             batch_format="pyarrow",
             compute=size,
-            num_cpus=pool.cpus_per_worker,
+            num_cpus=pool.cpus_per_worker * work.processes,
             num_gpus=gpus,
             label_selector=pool.label_selector or None,
         )
@@ -87,21 +87,18 @@ def _configure_ray_data() -> None:
 
 def _gpus_of_actor(work: TableWork, nodes: Sequence[Mapping[str, float]]) -> float:
     wanted = work.config.pool.gpus_per_worker
-    return ray_cluster.gpus_of_worker(wanted, nodes) if work.loads_model else wanted or 0.0
+    return ray_cluster.gpus_of_worker(wanted, nodes) * work.processes if work.loads_model else wanted or 0.0
 
 
 def _size_pool(work: TableWork, shards: int) -> tuple[float, ray.data.ActorPoolStrategy]:
     """GPUs of one actor, and how many actors: those that are asked for, or as many as find room now and later."""
     pool = work.config.pool
     nodes = ray_cluster.nodes_with(pool.label_selector)
-    gpus = _gpus_of_actor(work, nodes)
-    room = places(nodes, pool.cpus_per_worker, gpus)
+    cpus, gpus = pool.cpus_per_worker * work.processes, _gpus_of_actor(work, nodes)
+    room = places(nodes, cpus, gpus)
     if room == 0:
         where = f" with the labels {pool.label_selector}" if pool.label_selector else ""
-        log(
-            f"{work.stage}: no node{where} has room for a worker of {pool.cpus_per_worker} CPUs and {gpus:g} GPUs; "
-            "waiting for nodes."
-        )
+        log(f"{work.stage}: no node{where} has room for a worker of {cpus} CPUs and {gpus:g} GPUs; waiting for nodes.")
     most = min(shards, pool.max_workers or shards)
     least = min(pool.min_workers, most)
     initial = most if pool.max_workers else min(max(room, least), most)

@@ -71,6 +71,11 @@ class TableWork:
     start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     """A name of this start of the command, which no other has."""
 
+    @property
+    def processes(self) -> int:
+        """Processes of one worker, of which each needs the CPUs and GPUs that the pool names."""
+        return self.config.pool.tensor_parallel if self.loads_model else 1
+
     def on(self, worker: Worker, shard: Shard) -> ShardReport:
         """Read a shard, have `worker` work on it, and commit what came out.
 

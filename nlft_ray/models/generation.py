@@ -51,15 +51,17 @@ class Completion:
 class PromptedModel:
     """The target model with its tokenizer and prompts, as sampling, judging and evaluation use it.
 
+    Of `tensor_parallel` processes, each has its part of the model; they answer in step, with the same seeds.
+
     Raises:
         UserError: the model or its tokenizer does not load.
     """
 
-    def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int):
+    def __init__(self, model: ModelConfig, prompts: PromptConfig, batch_size: int, tensor_parallel: int = 1):
         self._tokenizer = load_tokenizer(model)
         self._prompts = prompts.model_copy(update={"instruction_role": instruction_role(self._tokenizer, prompts)})
         self._max_length = max_length(model)
-        loaded = load_model(model, spread=True)
+        loaded = load_model(model, spread=True, tensor_parallel=tensor_parallel)
         self._vocabulary = vocabulary_size(loaded)
         self._generate = Generator(
             loaded,

@@ -23,6 +23,7 @@ from nlft_ray.models.folders import (
     read_json,
     tokenizer_folder,
 )
+from nlft_ray.models.sharding import check_sharded, sharding
 from nlft_ray.storage.folder import Folder, map_concurrently
 
 if TYPE_CHECKING:
@@ -55,31 +56,50 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise UserError(f"model.path: the tokenizer in {config.path} does not load: {_one_line(error)}") from error
 
 
-def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: bool = False) -> "PreTrainedModel":
+def load_model(
+    config: ModelConfig, on: torch.device | None = None, *, spread: bool = False, tensor_parallel: int = 1
+) -> "PreTrainedModel":
     """The model, in evaluation mode, on `on` (default: this process's device).
 
-    With `spread`, its layers go to all GPUs that this process sees, where there are several.
+    With `spread`, its layers go to all GPUs that this process sees, where there are several. Of so many processes that
+    are `tensor_parallel`, each has its part of every layer (see `sharding`).
 
     Raises:
-        UserError: transformers cannot load it, or not with this quantisation.
+        UserError: transformers cannot load it, or not with this quantisation, or not in parts.
     """
     folder, adapter = model_folder(config), adapter_of(config)
     if adapter is not None:
+        if tensor_parallel > 1:
+            raise UserError(
+                f"pool.tensor_parallel={tensor_parallel}: {config.path} is an adapter beside its model: export it with "
+                "merge=true, and name the folder that this writes."
+            )
         return _with_its_adapter(load_model(adapter.base, on, spread=spread), adapter)
-    spread = spread and torch.cuda.device_count() > 1
+    spread = spread and tensor_parallel == 1 and torch.cuda.device_count() > 1
     where = on or device()
     # Placed by transformers as it loads, file by file: host memory need not hold the whole model. ZeRO-3 places it too.
     placed = spread or is_quantised(config) or (where.type != "cpu" and not is_deepspeed_zero3_enabled())
-    device_map: Any = "auto" if spread else {"": where} if placed else None
+    settings = _settings(config, folder)
+    parts = sharding(config, settings, tensor_parallel)
+    device_map: Any = None if parts else "auto" if spread else {"": where} if placed else None
+    model = _from_pretrained(config, folder, settings, device_map=device_map, **parts)
+    if parts:
+        check_sharded(model, config)
+    if spread:
+        _check_no_spill(model, config)
+    return model if placed or parts else model.to(where)
+
+
+def _from_pretrained(config: ModelConfig, folder: Path, settings: "PreTrainedConfig", **placement: Any) -> Any:
     try:
-        model, found = auto_class(_settings(config, folder)).from_pretrained(
+        model, found = auto_class(settings).from_pretrained(
             folder,
             output_loading_info=True,
             dtype=dtype_of(config),
             attn_implementation=None if config.attention == "auto" else config.attention,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
-            device_map=device_map,
+            **placement,
             **_quantization(config),
         )
     except SafetensorError as error:
@@ -91,15 +111,13 @@ def load_model(config: ModelConfig, on: torch.device | None = None, *, spread: b
         method = checkpoint_quantisation(config)
         quantised = f" (its weights are quantised: {method})" if method else ""
         raise UserError(f"model.path: {config.path}{quantised} does not load: {_one_line(error)}") from error
-    if spread:
-        _check_no_spill(model, config)
     if found["missing_keys"]:  # transformers draws them at random
         missing = sorted(found["missing_keys"])
         raise UserError(
             f"model.path: the weights in {config.path} lack {missing[0]} ({len(missing)} of the model's parameters are "
             "missing): bring the model again, or name one with a language model's head."
         )
-    return model.eval() if placed else model.eval().to(where)
+    return model.eval()
 
 
 def _check_no_spill(model: Any, config: ModelConfig) -> None:

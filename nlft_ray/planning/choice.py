@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nlft_ray.config import LengthsConfig, PlanConfig, ScoreOptions
 from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.policies import Policy
+from nlft_ray.errors import UserError
 from nlft_ray.planning.devices import Devices
 from nlft_ray.planning.memory import Memory, Pass, TrainingSetup, scoring_memory, training_memory
 from nlft_ray.planning.shape import Adapters, Shape
@@ -22,9 +23,11 @@ class ScoringChoice:
 
     max_tokens_per_batch: int
     workers: int
+    processes: int
+    """Processes of each worker, which share the model."""
     memory: Memory
     usable: int
-    """Bytes that each worker may take."""
+    """Bytes that each process may take."""
 
     @property
     def fits(self) -> bool:
@@ -68,7 +71,16 @@ def training_pass(lengths: LengthsConfig, policy: Policy, micro_batch_size: int,
 
 
 def choose_scoring(config: PlanConfig, shape: Shape, devices: Devices, number_bytes: int) -> ScoringChoice:
-    """The usual pass, or a smaller one where that does not fit; then as many workers as there is room for."""
+    """The usual pass, or a smaller one where that does not fit; then as many workers as there is room for.
+
+    Raises:
+        UserError: a machine has not as many devices as processes share the model.
+    """
+    processes, on_gpu = config.tensor_parallel, devices.kind == "gpu"
+    most = devices.count // devices.nodes if on_gpu else devices.cpus_per_node
+    if processes > most:
+        what = "GPUs" if on_gpu else "CPU cores"
+        raise UserError(f"tensor_parallel={processes}: the processes stand on one machine, which has {most} {what}.")
     for max_tokens in _token_budgets(config.score, devices):
         batch = scoring_pass(config.lengths, max_tokens, number_bytes)
         memory = scoring_memory(
@@ -76,12 +88,14 @@ def choose_scoring(config: PlanConfig, shape: Shape, devices: Devices, number_by
             batch,
             longest_response=config.lengths.response_tokens,
             stored_tokens=config.lengths.prompt_tokens,
-            on_gpu=devices.kind == "gpu",
+            on_gpu=on_gpu,
+            processes=processes,
         )
-        if memory.total <= devices.usable() or batch.tokens > max_tokens:
+        if memory.total <= devices.usable(1 if on_gpu else processes) or batch.tokens > max_tokens:
             break
-    workers = 1 if devices.kind == "gpu" else _workers_in(devices, memory.total)
-    return ScoringChoice(max_tokens, devices.count * workers, memory, devices.usable(workers))
+    on_a_node = most if on_gpu else max(_processes_in(devices, memory.total), processes)
+    usable = devices.usable(1 if on_gpu else on_a_node)
+    return ScoringChoice(max_tokens, devices.nodes * (on_a_node // processes), processes, memory, usable)
 
 
 def _token_budgets(score: ScoreOptions, devices: Devices) -> Iterator[int]:
@@ -94,9 +108,9 @@ def _token_budgets(score: ScoreOptions, devices: Devices) -> Iterator[int]:
         tokens //= 2
 
 
-def _workers_in(devices: Devices, worker_bytes: int) -> int:
-    """Number of actors, of one core each, that a machine holds; at least one."""
-    return max((n for n in range(1, devices.cpus_per_node + 1) if worker_bytes <= devices.usable(n)), default=1)
+def _processes_in(devices: Devices, process_bytes: int) -> int:
+    """Number of processes, of one core each, that a machine holds; at least one."""
+    return max((n for n in range(1, devices.cpus_per_node + 1) if process_bytes <= devices.usable(n)), default=1)
 
 
 class TrainingSearch:

@@ -71,7 +71,9 @@ class TrainingSetup:
     on_gpu: bool
 
 
-def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_tokens: int, on_gpu: bool) -> Memory:
+def scoring_memory(
+    shape: Shape, batch: Pass, *, longest_response: int, stored_tokens: int, on_gpu: bool, processes: int = 1
+) -> Memory:
     """Memory of scoring: nothing is kept from layer to layer.
 
     Args:
@@ -80,14 +82,16 @@ def scoring_memory(shape: Shape, batch: Pass, *, longest_response: int, stored_t
         longest_response: tokens of the longest response; the LM head takes one response after another.
         stored_tokens: tokens of prefixes whose keys and values are kept between passes.
         on_gpu: whether it runs on a GPU.
+        processes: processes that share the model, of which this is one's memory. Between layers, states are whole in
+            each; logits are gathered, in a copy of their own.
     """
     size = batch.number_bytes
-    weights = shape.parameters * size
-    cache = 2 * shape.key_width * shape.layers * stored_tokens * size
+    weights = shape.parameters * size // processes
+    cache = 2 * shape.key_width * shape.layers * stored_tokens * size // processes
     hidden = shape.width * (batch.tokens + batch.responses) * size
-    logits = shape.vocabulary * min(scored_head.LOGITS_AT_A_TIME, longest_response) * size
+    logits = shape.vocabulary * min(scored_head.LOGITS_AT_A_TIME, longest_response) * size * (1 + (processes > 1))
     in_float32 = 2 * scored_head.FLOAT32_BYTES["gpu" if on_gpu else "cpu"]
-    inside = _inside_a_layer(shape, batch)
+    inside = _inside_a_layer(shape, batch, processes)
     fragments = _fragments(max(inside, hidden) + logits, on_gpu)
     return max(
         Memory("a layer", weights, activations=inside + cache, fragments=fragments),
@@ -100,11 +104,11 @@ def _fragments(transient: int, on_gpu: bool) -> int:
     return 0 if on_gpu else int(FRAGMENTS_ON_CPU * transient)
 
 
-def _inside_a_layer(shape: Shape, batch: Pass) -> int:
+def _inside_a_layer(shape: Shape, batch: Pass, processes: int) -> int:
     """Bytes alive at once inside a layer without gradients, at the most: the residual stream, and what attention or the
-    MLP reads and writes."""
-    attention = 3 * shape.width + 3 * shape.query_width + 2 * shape.key_width
-    mlp = 2 * shape.width + (3 if shape.gated else 2) * shape.mlp_width
+    MLP reads and writes, of which each process has its part."""
+    attention = 3 * shape.width + (3 * shape.query_width + 2 * shape.key_width) // processes
+    mlp = 2 * shape.width + (3 if shape.gated else 2) * shape.mlp_width // processes
     return max(attention, mlp) * batch.tokens * batch.number_bytes
 
 

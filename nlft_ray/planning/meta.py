@@ -14,19 +14,21 @@ from nlft_ray.models.adapters import with_adapters
 from nlft_ray.models.copies import local_copy
 from nlft_ray.models.folders import base_of
 from nlft_ray.models.loading import auto_class
+from nlft_ray.models.sharding import sharding
 from nlft_ray.planning.shape import Adapters, Shape
 from nlft_ray.storage.folder import Folder
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def read_shape(config: ModelConfig) -> Shape:
+def read_shape(config: ModelConfig, tensor_parallel: int = 1) -> Shape:
     """Build the model without memory (torch's meta device) and count.
 
     Raises:
-        UserError: there is no such configuration, or it is not of a dense decoder.
+        UserError: there is no such configuration, it is not of a dense decoder, or so many processes cannot share it.
     """
     model: Any = meta_model(config)
+    sharding(config, model.config, tensor_parallel)
     text: Any = model.config.get_text_config()
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads

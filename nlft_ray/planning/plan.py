@@ -47,7 +47,8 @@ class Plan:
         """Settings for `nlft-ray score --config`."""
         options = self.config.score.model_dump(mode="json", exclude_defaults=True)
         values = {"model": self._model(), **options, "max_tokens_per_batch": self.scoring.max_tokens_per_batch}
-        return _yaml(values | {"pool": {"max_workers": self.scoring.workers}})
+        processes = {"tensor_parallel": self.scoring.processes} if self.scoring.processes > 1 else {}
+        return _yaml(values | {"pool": {"max_workers": self.scoring.workers} | processes})
 
     @property
     def train_yaml(self) -> str | None:
@@ -77,7 +78,7 @@ def plan(config: PlanConfig) -> Plan:
     """
     if config.model.quantization is not None:
         raise UserError("model.quantization: the memory of quantised weights is not worked out. Plan without it.")
-    shape, devices = read_shape(config.model), devices_of(config.cluster)
+    shape, devices = read_shape(config.model, config.tensor_parallel), devices_of(config.cluster)
     config = config.model_copy(update={"lengths": _lengths(config, shape)})
     adapters = read_adapters(config.model, config.train.lora or LoraConfig())
     dtype = _dtype(config.model, devices)

@@ -88,7 +88,7 @@ def test_inline_work_never_imports_ray(tmp_path: Path, random_llama: str) -> Non
     assert len(read_table(tmp_path / "scored")) == len(EXAMPLES)
 
 
-@pytest.mark.parametrize("setting", [{"min_workers": 2}, {"label_selector": {"pool": "score"}}])
+@pytest.mark.parametrize("setting", [{"min_workers": 2}, {"label_selector": {"pool": "score"}}, {"tensor_parallel": 2}])
 def test_what_one_process_cannot_give_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(
         ValidationError, match=rf"inline is one worker in this process: leave out {next(iter(setting))}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -71,6 +72,19 @@ def test_no_weights_no_loading(tmp_path: Path) -> None:
     assert not found.scoring.fits, "131 GiB of weights are more than one GPU has"
     assert found.training is not None
     assert found.training.setup.zero_stage == 3
+
+
+def test_several_gpus_hold_one_copy(tmp_path: Path) -> None:
+    model = config_only(tmp_path, "70B")
+    alone, shared = (plan(model, GPUS | {"nodes": 2}, tensor_parallel=processes) for processes in (1, 4))
+    assert shared.scoring.memory.weights == alone.scoring.memory.weights // 4
+    assert shared.scoring.fits
+    assert shared.scoring.workers == 4
+    where = {"input": str(tmp_path / "a"), "output": str(tmp_path / "b")}
+    pool = validate(ScoreConfig, yaml.safe_load(shared.score_yaml) | where).pool
+    assert (pool.tensor_parallel, pool.max_workers) == (4, 4)
+    machine = {"gpus_per_node": 0, "cpus_per_node": 16, "node_memory_gib": 64}
+    assert plan("sandbox", machine, tensor_parallel=2).scoring.workers == 8
 
 
 def test_what_is_set_is_kept_and_the_rest_is_chosen(tmp_path: Path) -> None:
@@ -152,6 +166,8 @@ def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
         ({"cluster": {"gpus_per_node": 8}}, "gpus_per_node and gpu_memory_gib belong together"),
         ({"lengths": {"prompt_tokens": 600}}, "sandbox takes 512"),
         ({"model": {"path": "./absent"}}, "no configuration that can be planned for"),
+        ({"cluster": GPUS, "tensor_parallel": 4}, "6 attention heads .* 4 processes: set 2, 3, 6"),
+        ({"cluster": GPUS | {"gpus_per_node": 1}, "tensor_parallel": 2}, "on one machine, which has 1 GPUs"),
     ],
 )
 def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:

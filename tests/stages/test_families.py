@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_a_plain_forward_pass(family: str, models: dict[str, str]) -> None:
     scorer = check_scores(models[family])
-    ways = scorer.packs, scorer._stores_prefixes
+    ways = scorer.packs(), scorer._stores_prefixes
     assert ways == (family not in PADDED, family not in WITHOUT_PREFIX)
 
 
@@ -55,7 +55,7 @@ def test_a_text_that_switches_rotary_embeddings_runs_alone(tmp_path: Path) -> No
     }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     scorer = check_scores(path)
-    assert scorer.packs
+    assert scorer.packs()
 
 
 def check_scores(path: str) -> Scorer:

@@ -140,7 +140,7 @@ def test_a_model_in_parts_scores_the_same(random_llama: str, tmp_path: Path, mon
     places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu", "model.norm": "disk"}
     places |= {"model.layers.0": "disk", "model.layers.1": "cpu"}
 
-    def load_in_parts(model: ModelConfig, *, spread: bool) -> Any:
+    def load_in_parts(model: ModelConfig, *, spread: bool, tensor_parallel: int) -> Any:
         assert spread
         return AutoModelForCausalLM.from_pretrained(
             model.path, dtype=torch.float32, device_map=places, offload_folder=tmp_path

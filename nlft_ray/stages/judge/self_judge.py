@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
+from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Decoding, PromptedModel
 from nlft_ray.stages.judge.judging import Answer, Row, needs_judgment, with_answers
@@ -17,7 +18,10 @@ class SelfJudge:
     def __init__(self, config: JudgeConfig):
         """Raises UserError: the model does not load."""
         self._config = config
-        self._model = PromptedModel(config.model, config.prompts, config.batch_size)
+        pool = config.pool
+        self._model = replica_of(
+            pool, PromptedModel, config.model, config.prompts, config.batch_size, pool.tensor_parallel
+        )
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows: list[Row] = table.to_pylist()

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.config import SampleConfig
+from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
@@ -20,7 +21,10 @@ class SampleWorker:
     def __init__(self, config: SampleConfig):
         self._config = config
         self._verify = load_verifier(config.verifier)
-        self._model = PromptedModel(config.model, config.prompts, config.batch_size)
+        pool = config.pool
+        self._model = replica_of(
+            pool, PromptedModel, config.model, config.prompts, config.batch_size, pool.tensor_parallel
+        )
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         config, draws = self._config, self._config.responses_per_question

@@ -21,6 +21,7 @@ from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
 from nlft_ray.models.abilities import longest_unswitched, start_packing, stores_prefixes
+from nlft_ray.models.loading import vocabulary_size
 from nlft_ray.models.memory import Batches
 from nlft_ray.models.packing import PackedTexts, moved
 from nlft_ray.models.prefix_states import PrefixStates
@@ -115,8 +116,15 @@ class Scorer:
         self._prefix_states = PrefixStates(model)
         self._head = ResponseHead(model)
         self._memory = Batches("responses under their contexts", _ADVICE)
-        self.packs = start_packing(model)
+        self._packs = start_packing(model)
+
+    def vocabulary_size(self) -> int:
+        """Number of ids that the model knows."""
+        return vocabulary_size(self._model)
+
+    def packs(self) -> bool:
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
+        return self._packs
 
     def batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         """The rows in their order, in batches: of one pass, or of some padded ones."""
@@ -126,7 +134,7 @@ class Scorer:
             if alone:
                 batches += [ScoringBatch([row], {context: [] for context in row.prompts}, []) for row in some]
             else:
-                batches += self._batches_of_trees(some) if self.packs else self._padded_batches(some)
+                batches += self._batches_of_trees(some) if self._packs else self._padded_batches(some)
         return batches
 
     def _runs_alone(self, row: ScoringRow) -> bool:

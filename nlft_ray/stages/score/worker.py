@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.config import ScoreConfig
+from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.loading import load_model, load_tokenizer, max_length, vocabulary_size
+from nlft_ray.models.loading import load_model, load_tokenizer, max_length
 from nlft_ray.models.turns import end_of_turn, instruction_role
 from nlft_ray.stages.score.contexts import Context, RowBuilder, ScoringRow
 from nlft_ray.stages.score.finished_batches import FinishedBatches
@@ -37,15 +38,9 @@ class ScoreWorker:
         end = end_of_turn(tokenizer, config.model, config.prompts).id
         role = instruction_role(tokenizer, config.prompts)
         self._max_length = max_length(config.model)
-        model = load_model(config.model, spread=True)
-        self._vocabulary = vocabulary_size(model)
         self._build = RowBuilder(tokenizer, config.prompts.model_copy(update={"instruction_role": role}), end)
-        self._scorer = Scorer(
-            model,
-            pad_id=end,  # never read, so any id will do
-            max_tokens_per_batch=config.max_tokens_per_batch,
-            hidden_window=config.hidden_window,
-        )
+        self._scorer = replica_of(config.pool, load_scorer, config, end)
+        self._vocabulary = self._scorer.vocabulary_size()
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows: list[ScoringRow] = []
@@ -61,7 +56,7 @@ class ScoreWorker:
                 truncated += fitted is not row
         batches = self._scorer.batches(rows)
         counts = _counts(rows) | {"truncated": truncated, "tokens_run": _tokens_run(batches)}
-        if not self._scorer.packs:
+        if not self._scorer.packs():
             counts["padded_contexts"] = counts["contexts"]
         return WorkResult(
             pa.concat_tables([self.schema.empty_table(), *self._tables(batches)]),
@@ -105,6 +100,16 @@ class ScoreWorker:
         facts = self._scorer.score(batch)
         rows = [_scored_row(row, row_facts) for row, row_facts in zip(batch.rows, facts, strict=True)]
         return pa.Table.from_pylist(rows, schema=self.schema)
+
+
+def load_scorer(config: ScoreConfig, pad_id: int) -> Scorer:
+    """The scorer of this process, whose model may be one part of several. Padding is never read: any id will do."""
+    return Scorer(
+        load_model(config.model, spread=True, tensor_parallel=config.pool.tensor_parallel),
+        pad_id=pad_id,
+        max_tokens_per_batch=config.max_tokens_per_batch,
+        hidden_window=config.hidden_window,
+    )
 
 
 def _scored_row(row: ScoringRow, facts: dict[Context, ContextFacts]) -> dict[str, Any]:
