@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nlft_ray.config import (
+    ExportConfig,
     ModelConfig,
     PoolConfig,
     RunConfig,
@@ -79,13 +80,15 @@ def run(config: RunConfig) -> RunResult:
     before = first.evaluated("before", first.model, test)
     latest = [first.outcome(policy, examples, scored, test, before) for policy in config.policies]
     outcomes = [*latest, *_later_rounds(first.dated(config), latest, imported, test)]
+    report = first.report()
+    _push(config, outcomes[-len(config.policies) :])
     return RunResult(
         config=config,
         examples=examples,
         scored=scored,
         before=before,
         outcomes=outcomes,
-        report=first.report(),
+        report=report,
         seconds=time.monotonic() - began,
     )
 
@@ -115,6 +118,19 @@ def _later_rounds(
 
 def _exported(model: ModelConfig, export: StageResult) -> ModelConfig:
     return model.model_copy(update={"path": export.output, "revision": None, "commit": None})
+
+
+def _push(config: RunConfig, outcomes: list[PolicyOutcome]) -> None:
+    """Upload each policy's last model, if that was asked for: by now its card says how right it is."""
+    name = config.export.push_to_hub
+    if name is None:
+        return
+    for outcome in outcomes:
+        own_name = name if len(outcomes) == 1 else f"{name}-{outcome.policy}"
+        options = dict(config.export) | {"push_to_hub": own_name}
+        STAGES["export"].load_function()(
+            ExportConfig(**options, input=outcome.train.output, output=outcome.export.output)
+        )
 
 
 class _Round:
@@ -219,7 +235,8 @@ class _Round:
             trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
             inputs = {"input": scored.output, "policy": policy, "model": model, "backend": self._config.pool.backend}
             train = self.stage("train", options, trained, **inputs)
-            results.append((train, self.stage("export", self._config.export, exported, input=train.output)))
+            export = self.stage("export", self._config.export, exported, input=train.output, push_to_hub=None)
+            results.append((train, export))
             if not last:
                 scored = self.scored(examples, f"{step}/scored", model=_exported(model, results[-1][1]))
         return results

@@ -1,8 +1,10 @@
 """Each stage's own settings."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -124,8 +126,6 @@ class JudgeOptions(Strict):
     @field_validator("disputed_pattern")
     @classmethod
     def _pattern_compiles(cls, pattern: str) -> str:
-        import re
-
         try:
             re.compile(pattern)
         except re.error as error:
@@ -273,11 +273,26 @@ class EvaluateOptions(Strict):
     """How a completion is checked: `final_answer`, or `module:function` of (completion, standard_answer) → bool."""
 
 
+def _check_hub_name(name: str) -> str:
+    if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
+        raise ValueError("not a name on the hub: write `person/model`, of letters, digits, `-`, `_` and `.`")
+    return name
+
+
+HubName = Annotated[str, AfterValidator(_check_hub_name)]
+
+
 class ExportOptions(Strict):
     """How the model folder is written."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the exported weights; unset, the type they were trained in."""
+    push_to_hub: Annotated[HubName | None, NotIdentity()] = None
+    """Name on the Hugging Face hub, such as my-org/my-model, to upload the model to, card included; unset, it stays
+    here. HF_TOKEN must hold a token that may write. Of a run, it is uploaded at the end, with accuracies in its card;
+    with several policies, each one's model has this name, a dash and the policy's."""
+    hub_private: Annotated[bool, NotIdentity()] = True
+    """A repository that `push_to_hub` makes is private; one that is there stays as it is."""
 
 
 class ReportOptions(Strict):
