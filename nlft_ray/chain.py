@@ -26,6 +26,7 @@ from nlft_ray.config import (
 )
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
+from nlft_ray.notebook import html_table
 from nlft_ray.stages import STAGES
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
@@ -48,6 +49,20 @@ class PolicyOutcome(Strict):
     evaluate: StageResult | None
     training_seconds: float
 
+    def row(self) -> tuple[str, ...]:
+        """Its line in a run's table: policy, round, examples, verdicts, accuracy before and after, seconds."""
+        training = self.train.manifest
+        counts = training.counts
+        return (
+            self.policy,
+            str(self.round),
+            f"{counts['examples']:.0f} of {training.rows_in}",
+            f"{counts['correct']:.0f} + {counts['incorrect']:.0f}",
+            _accuracy(self.before),
+            _accuracy(self.evaluate),
+            f"{self.training_seconds:.0f}",
+        )
+
 
 class RunResult(Strict):
     """The stages of a whole run: what `run` returns."""
@@ -60,6 +75,32 @@ class RunResult(Strict):
     """Round after round, in each the policies in their order."""
     report: StageResult
     seconds: float
+
+    @property
+    def title(self) -> str:
+        return "Accuracy on the test questions, with 95 % intervals" if self.before else "Trained models"
+
+    def headings(self) -> tuple[str, ...]:
+        return self._line(("policy", "round", "examples", "correct + incorrect", "before", "after", "training, s"))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A line for each policy in each round."""
+        return [self._line(outcome.row()) for outcome in self.outcomes]
+
+    def _line(self, line: tuple[str, ...]) -> tuple[str, ...]:
+        return line if self.config.rounds > 1 else (line[0], *line[2:])  # without the only round
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return html_table(self.title, self.headings(), self.rows())
+
+
+def _accuracy(result: StageResult | None) -> str:
+    if result is None:
+        return "not measured"
+    counts = result.manifest.counts
+    low, high = (100 * counts[name] for name in ("accuracy_low", "accuracy_high"))
+    return f"{100 * counts['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def run(config: RunConfig) -> RunResult:

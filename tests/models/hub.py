@@ -1,4 +1,4 @@
-"""A hub on loopback: models of local folders at commits, behind the paths of the hub's client, which may send its own."""
+"""A hub on loopback: models of local folders at commits, behind the paths that its client reads and writes."""
 
 import base64
 import hashlib
