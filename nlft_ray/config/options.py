@@ -189,6 +189,13 @@ def _check_worker_number(value: Any) -> Any:
 WorkerNumber = Annotated[int | tuple[int, int], BeforeValidator(_check_worker_number)]
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class TrainOptions(Strict):
     """How the model is fine-tuned on the scored table."""
 
@@ -242,6 +249,9 @@ class TrainOptions(Strict):
     """Scored table that is not trained on, whose loss is measured on the way; unset, none."""
     held_out_every_steps: PositiveInt | None = None
     """Optimizer steps between measurements on `held_out`; unset, once an epoch."""
+    report_to: Annotated[list[Tracker], BeforeValidator(_as_list), NotIdentity()] = ["tensorboard"]
+    """Programs that are sent the metrics of each step: `tensorboard` (files in OUTPUT/tensorboard), `wandb`, `mlflow`,
+    `trackio`. Each has its settings from its own environment variables; a training that goes on goes on in its run."""
     seed: NonNegativeInt = 0
     """Seed of the order of examples and of the adapters' initialisation."""
     deepspeed: dict[str, Any] = {}

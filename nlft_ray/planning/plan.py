@@ -9,8 +9,8 @@ from nlft_ray.config import LengthsConfig, LoraConfig, ModelConfig, PlanConfig
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.core.policies import Policy
 from nlft_ray.errors import UserError
-from nlft_ray.planning.choice import ScoringChoice, TrainingChoice, TrainingSearch, choose_scoring
 from nlft_ray.notebook import html_table
+from nlft_ray.planning.choice import ScoringChoice, TrainingChoice, TrainingSearch, choose_scoring
 from nlft_ray.planning.devices import GIB, Devices, devices_of
 from nlft_ray.planning.meta import read_adapters, read_shape
 from nlft_ray.planning.shape import Adapters, Shape
