@@ -28,6 +28,7 @@ from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.notebook import html_table
 from nlft_ray.stages import STAGES
+from nlft_ray.stages.train.trackers import check_trackers
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
 
@@ -109,9 +110,11 @@ def run(config: RunConfig) -> RunResult:
     The chain enters where the imported data fit: questions are sampled, responses judged, examples scored.
 
     Raises:
-        UserError: as a stage raises it; or further rounds are asked for and there are no questions to answer anew.
+        UserError: as a stage raises it; or further rounds are asked for and there are no questions to answer anew; or
+            the hub does not take a model.
     """
     began = time.monotonic()
+    check_trackers(config.train.report_to)  # before the hours that come before training
     first = _Round(config, 1, Folder(config.run_dir), config.model)
     imported = first.imported("questions", config.questions)
     _check_rounds(config, imported)

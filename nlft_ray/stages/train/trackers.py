@@ -140,12 +140,21 @@ class MLflow:
 
 
 class Trackio:
-    """A run of Trackio, in its folder on this machine (TRACKIO_DIR)."""
+    """A run of Trackio, in its folder on this machine (TRACKIO_DIR), in the project of TRACKIO_PROJECT."""
 
     def __init__(self, run: TrackedRun):
         import trackio
+        from trackio.sqlite_storage import SQLiteStorage
 
-        raise NotImplementedError
+        project, name = os.environ.get("TRACKIO_PROJECT", _PROJECT), f"{run.name} {run.id}"
+        self.last_step = SQLiteStorage.get_max_step_for_run(project, name) or 0
+        self._run = trackio.init(project=project, name=name, config=dict(run.config), resume="allow", embed=False)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish()
 
 
 _TRACKERS: dict[str, tuple[str, Callable[[TrackedRun], Tracker]]] = {

@@ -144,11 +144,16 @@ def test_a_program_that_fails_stops_no_training(
     monkeypatch.setitem(trackers._TRACKERS, "mlflow", ("json", lambda run: made.append(Failing(run)) or made[-1]))
     monkeypatch.setattr(trackers, "_SECONDS_BETWEEN_LOOKS", 0.01)
     write_record(tmp_path, range(1, 4))
-    with pytest.raises(KeyboardInterrupt), Reports(Folder(str(tmp_path)), ["mlflow"], CONFIG) as reports:
-        while not reports._refused:
-            pass
-        made[0].works = True
-        raise KeyboardInterrupt
+
+    def broken_off() -> None:
+        with Reports(Folder(str(tmp_path)), ["mlflow"], CONFIG) as reports:
+            while not reports._refused:
+                pass
+            made[0].works = True
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
     said = capsys.readouterr().err
     assert said.count("mlflow has no steps from 1 on (no way to its server); they stand in metrics.jsonl") == 1
     assert "mlflow did not end well: gone" in said
