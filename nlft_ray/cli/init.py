@@ -195,10 +195,16 @@ class _Run:
         return self.learned.longest_of("standard_answer") + _AROUND_AN_ANSWER
 
     @property
+    def judgment_tokens(self) -> int:
+        longest = self.learned.longest_of("judgment")
+        return longest + _AROUND_AN_ANSWER if longest else LengthsConfig().judgment_tokens
+
+    @property
     def new_tokens(self) -> int:
         """Longest response: twice the longest standard answer, at least the usual, as far as the model has room."""
         wanted = max(_LONGEST_USUAL, 2 * self.learned.longest_of("standard_answer"))
-        return max(min(wanted, self.max_length - self.prompt_tokens - self.answer_tokens), 16)
+        room = self.max_length - self.prompt_tokens - max(self.answer_tokens, self.judgment_tokens)
+        return max(min(wanted, room), 16)
 
     def text(self, target: Path) -> str:
         name = Path(self.learned.options.source).stem or "run"
@@ -258,7 +264,7 @@ class _Run:
             prompt_tokens=self.prompt_tokens,
             response_tokens=max(self.new_tokens, self.learned.longest_of("response")),
             standard_answer_tokens=self.answer_tokens,
-            judgment_tokens=self.learned.longest_of("judgment") or LengthsConfig().judgment_tokens,
+            judgment_tokens=self.judgment_tokens,
         )
         try:
             found = plan(PlanConfig(model=self.model, lengths=lengths))

@@ -41,8 +41,8 @@ def test_it_shows_versions_devices_disk_and_no_secret(monkeypatch: pytest.Monkey
 def test_what_is_missing_is_said_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    version = metadata.version
-    monkeypatch.setattr(doctor, "_version", lambda name: {"peft": None, "click": "7.0"}.get(name, version(name)))
+    version, others = doctor._version, {"peft": None, "click": "7.0"}
+    monkeypatch.setattr(doctor, "_version", lambda name: others[name] if name in others else version(name))
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage(2**40, 2**40, 2**20))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where nobody listens
     fine, shown = said()

@@ -55,7 +55,7 @@ def test_run_takes_what_is_written_as_it_is(
     assert config.sample.max_new_tokens == config.evaluate.max_new_tokens < 512, "as the model has room"
     text = target.read_text()
     assert "5 rows of questions; longest texts, in tokens: question " in text
-    assert "no chat template" in text
+    assert "takes 512 tokens at most, and has a chat template" in text
     assert "GiB of " in text, "by the planner"
     with pytest.raises(UserError, match="is there already"):
         init(random_llama, data, None, (), str(target))
