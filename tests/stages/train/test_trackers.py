@@ -1,8 +1,10 @@
 """What other programs are sent: every step once, in one run, however often the training is started."""
 
 import json
+import os
+import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,47 @@ def read_mlflow(output: Path) -> list[list[int]]:
     return [[metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] for run in runs]
 
 
-READERS: Mapping[str, Callable[[Path], list[list[int]]]] = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}
+def read_trackio(output: Path) -> list[list[int]]:
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+
+    project = os.environ["TRACKIO_PROJECT"]
+    runs = list(trackio.Api().runs(project))
+    assert all(run.config["policy"]["name"] == "nlft" for run in runs)
+    return [[line["step"] for line in SQLiteStorage.get_logs(project, run_id=run.id)] for run in runs]
+
+
+def read_wandb(output: Path) -> list[list[int]]:
+    """The steps of runs without a network: a file each, named by the id, of records as LevelDB's logs hold them."""
+    steps: dict[str, list[int]] = {}
+    for file in sorted(output.parent.glob("*/wandb/offline-run-*/*.wandb")):
+        steps.setdefault(file.stem, []).extend(wandb_steps(file.read_bytes()))
+    return list(steps.values())
+
+
+def wandb_steps(content: bytes) -> Iterator[int]:
+    from wandb.proto import wandb_internal_pb2
+
+    place, payload = 7, b""  # after the file's own header
+    while place + 7 <= len(content):
+        if 2**15 - place % 2**15 < 7:  # no record's header begins in the last bytes of a block
+            place += 2**15 - place % 2**15
+            continue
+        _, size, kind = struct.unpack_from("<IHB", content, place)
+        payload += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record, payload = wandb_internal_pb2.Record.FromString(payload), b""
+            if record.WhichOneof("record_type") == "history":
+                yield record.history.step.num
+
+
+READERS: Mapping[str, Callable[[Path], list[list[int]]]] = {
+    "tensorboard": read_tensorboard,
+    "mlflow": read_mlflow,
+    "trackio": read_trackio,
+    "wandb": read_wandb,
+}
 """Program → the steps of each of its runs."""
 
 
@@ -55,7 +97,11 @@ def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """A program, whose runs of this test lie in a folder of their own."""
     pytest.importorskip(request.param, reason=f"{request.param} is not installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its database would take seconds to make
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # it is read once: then tests differ by the project
+    monkeypatch.setenv("TRACKIO_PROJECT", tmp_path.name)
     return request.param
 
 
