@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nlft_ray.config import (
+    ExportConfig,
     ModelConfig,
     PoolConfig,
     RunConfig,
@@ -25,7 +26,9 @@ from nlft_ray.config import (
 )
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
+from nlft_ray.notebook import html_table
 from nlft_ray.stages import STAGES
+from nlft_ray.stages.train.trackers import check_trackers
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import StageResult
 
@@ -47,6 +50,20 @@ class PolicyOutcome(Strict):
     evaluate: StageResult | None
     training_seconds: float
 
+    def row(self) -> tuple[str, ...]:
+        """Its line in a run's table: policy, round, examples, verdicts, accuracy before and after, seconds."""
+        training = self.train.manifest
+        counts = training.counts
+        return (
+            self.policy,
+            str(self.round),
+            f"{counts['examples']:.0f} of {training.rows_in}",
+            f"{counts['correct']:.0f} + {counts['incorrect']:.0f}",
+            _accuracy(self.before),
+            _accuracy(self.evaluate),
+            f"{self.training_seconds:.0f}",
+        )
+
 
 class RunResult(Strict):
     """The stages of a whole run: what `run` returns."""
@@ -60,6 +77,32 @@ class RunResult(Strict):
     report: StageResult
     seconds: float
 
+    @property
+    def title(self) -> str:
+        return "Accuracy on the test questions, with 95 % intervals" if self.before else "Trained models"
+
+    def headings(self) -> tuple[str, ...]:
+        return self._line(("policy", "round", "examples", "correct + incorrect", "before", "after", "training, s"))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A line for each policy in each round."""
+        return [self._line(outcome.row()) for outcome in self.outcomes]
+
+    def _line(self, line: tuple[str, ...]) -> tuple[str, ...]:
+        return line if self.config.rounds > 1 else (line[0], *line[2:])  # without the only round
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return html_table(self.title, self.headings(), self.rows())
+
+
+def _accuracy(result: StageResult | None) -> str:
+    if result is None:
+        return "not measured"
+    counts = result.manifest.counts
+    low, high = (100 * counts[name] for name in ("accuracy_low", "accuracy_high"))
+    return f"{100 * counts['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
+
 
 def run(config: RunConfig) -> RunResult:
     """Run the stages in order: questions, responses, examples, scores; then each policy's model; then further rounds.
@@ -67,9 +110,11 @@ def run(config: RunConfig) -> RunResult:
     The chain enters where the imported data fit: questions are sampled, responses judged, examples scored.
 
     Raises:
-        UserError: as a stage raises it; or further rounds are asked for and there are no questions to answer anew.
+        UserError: as a stage raises it; or further rounds are asked for and there are no questions to answer anew; or
+            the hub does not take a model.
     """
     began = time.monotonic()
+    check_trackers(config.train.report_to)  # before the hours that come before training
     first = _Round(config, 1, Folder(config.run_dir), config.model)
     imported = first.imported("questions", config.questions)
     _check_rounds(config, imported)
@@ -79,13 +124,15 @@ def run(config: RunConfig) -> RunResult:
     before = first.evaluated("before", first.model, test)
     latest = [first.outcome(policy, examples, scored, test, before) for policy in config.policies]
     outcomes = [*latest, *_later_rounds(first.dated(config), latest, imported, test)]
+    report = first.report()
+    _push(config, outcomes[-len(config.policies) :])
     return RunResult(
         config=config,
         examples=examples,
         scored=scored,
         before=before,
         outcomes=outcomes,
-        report=first.report(),
+        report=report,
         seconds=time.monotonic() - began,
     )
 
@@ -115,6 +162,19 @@ def _later_rounds(
 
 def _exported(model: ModelConfig, export: StageResult) -> ModelConfig:
     return model.model_copy(update={"path": export.output, "revision": None, "commit": None})
+
+
+def _push(config: RunConfig, outcomes: list[PolicyOutcome]) -> None:
+    """Upload each policy's last model, if that was asked for: by now its card says how right it is."""
+    name = config.export.push_to_hub
+    if name is None:
+        return
+    for outcome in outcomes:
+        own_name = name if len(outcomes) == 1 else f"{name}-{outcome.policy}"
+        options = dict(config.export) | {"push_to_hub": own_name}
+        STAGES["export"].load_function()(
+            ExportConfig(**options, input=outcome.train.output, output=outcome.export.output)
+        )
 
 
 class _Round:
@@ -219,7 +279,8 @@ class _Round:
             trained, exported = (f"trained/{name}", f"models/{name}") if last else (f"{step}/trained", f"{step}/model")
             inputs = {"input": scored.output, "policy": policy, "model": model, "backend": self._config.pool.backend}
             train = self.stage("train", options, trained, **inputs)
-            results.append((train, self.stage("export", self._config.export, exported, input=train.output)))
+            export = self.stage("export", self._config.export, exported, input=train.output, push_to_hub=None)
+            results.append((train, export))
             if not last:
                 scored = self.scored(examples, f"{step}/scored", model=_exported(model, results[-1][1]))
         return results

@@ -19,6 +19,7 @@ from nlft_ray.models.loading import model_fingerprint
 from nlft_ray.sandbox import QUICKSTART
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import read_manifest
+from tests.models.hub import served
 from tests.rows import read_table
 from tests.small_run import SmallRun, small
 from tests.stages.judge.fake_server import Reply, serving
@@ -100,6 +101,17 @@ def test_refresh_trains_each_epoch_on_scores_of_the_model_by_then(run_dir: Path)
     again = nlft_ray.run(small(run_dir, *words)).outcomes[0]
     assert again.train.reused
     assert again.training_seconds == outcome.training_seconds
+
+
+def test_a_run_sends_its_model_once_the_card_tells_its_accuracy(run_dir: Path, tmp_path: Path) -> None:
+    nlft_ray.run(small(run_dir))
+    with pytest.MonkeyPatch.context() as patch, served(tmp_path, patch) as hub:
+        patch.setenv("HF_TOKEN", hub.writer)
+        result = nlft_ray.run(small(run_dir, "export.push_to_hub=someone/mine", "export.hub_private=false"))
+        assert all(outcome.export.reused for outcome in result.outcomes)
+        assert hub.visibility == {"someone/mine": "public"}
+        card = (hub.folder / "someone" / "mine" / "README.md").read_text()
+    assert "Accuracy on 20 test questions" in card
 
 
 def test_a_changed_setting_is_refused_by_name_and_a_later_stage_alone_is_redone(run_dir: Path) -> None:

@@ -85,6 +85,13 @@ def write_help(kind: type[BaseModel], formatter: click.HelpFormatter) -> None:
             formatter.write_dl(rows, col_max=40)
 
 
+def all_settings(kind: type[BaseModel]) -> dict[str, str]:
+    """Every setting that holds a value, such as `train.lora.rank`, with its meaning."""
+    rows = [row for _, section in _help_sections(kind, "") for row in section]
+    names = {name for name, _ in rows}
+    return {name: text for name, text in rows if not any(other.startswith(f"{name}.") for other in names)}
+
+
 def _help_sections(kind: Any, prefix: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(key, help)]) of a model, then of the models nested in it."""
     fields = TypeAdapter(kind).json_schema()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 from nlft_ray._version import __version__
 from nlft_ray.errors import UserError
@@ -35,11 +36,17 @@ Memory is that of the longest texts: see lengths below. What you set under score
 }
 
 EPILOG = """\b
-Settings come from --config FILE (YAML), then from words: key=value, a.b=value or --a.b value.
+Settings come from --config FILE (a first word that ends in .yaml is one), then from words: key=value, a.b=value or
+--a.b value.
   nlft-ray score --help                         every setting of a stage, with its default
   nlft-ray score --config my.yaml --print-config   what would run
   nlft-ray quickstart                           try it: five minutes, no data, no GPU
+  nlft-ray init --model M --data FILE           your own: writes a commented run.yaml
+  eval "$(nlft-ray completion bash)"            commands and settings by the Tab key (zsh and fish too)
 """
+_CONFIG_FILES = (".yaml", ".yml")
+_PROGRAM, _COMPLETE = "nlft-ray", "_NLFT_RAY_COMPLETE"
+"""The command, and the variable by which click is asked what could come next."""
 
 
 class _StageCommand(click.Command):
@@ -52,6 +59,18 @@ class _StageCommand(click.Command):
         from nlft_ray.cli.arguments import write_help
 
         write_help(self.stage.load_config(), formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The options, and every setting as one."""
+        return super().shell_complete(ctx, incomplete) + _settings(self.stage, incomplete, "--{}")
+
+
+def _settings(stage: Stage, incomplete: str, form: str) -> list[CompletionItem]:
+    """The settings of a stage whose names, written in this form, begin as the word does."""
+    from nlft_ray.cli.arguments import all_settings
+
+    named = {form.format(name): text for name, text in all_settings(stage.load_config()).items()}
+    return [CompletionItem(name, help=text) for name, text in named.items() if name.startswith(incomplete)]
 
 
 def _command(name: str, stage: Stage) -> click.Command:
@@ -66,9 +85,17 @@ def _command(name: str, stage: Stage) -> click.Command:
         epilog=stage.examples,
         context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
         params=[
-            click.Option(["--config", "config_file"], metavar="FILE", help="YAML file with settings."),
+            click.Option(
+                ["--config", "config_file"], metavar="FILE", type=click.Path(), help="YAML file with settings."
+            ),
             click.Option(["--print-config"], is_flag=True, help="Show the resolved configuration and stop."),
-            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]..."),
+            click.Argument(
+                ["words"],
+                nargs=-1,
+                type=click.UNPROCESSED,
+                metavar="[KEY=VALUE]...",
+                shell_complete=lambda ctx, param, incomplete: _settings(stage, incomplete, "{}="),
+            ),
         ],
     )
     command.stage = stage
@@ -82,8 +109,11 @@ def _call(name: str, stage: Stage, config_file: str | None, print_config: bool, 
         from nlft_ray.sandbox import QUICKSTART
 
         config_file = str(QUICKSTART)
-    if stage.positional and words and "=" not in words[0] and not words[0].startswith("-"):
-        words = (f"{stage.positional}={words[0]}", *words[1:])
+    first = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
+    if first is not None and first.endswith(_CONFIG_FILES) and config_file is None:
+        config_file, words = first, words[1:]
+    elif first is not None and stage.positional:
+        words = (f"{stage.positional}={first}", *words[1:])
     config: Any = load_config(stage.load_config(), config_file, words)
     if print_config:
         click.echo(to_yaml(config), nl=False)
@@ -119,6 +149,20 @@ def app() -> None:
     """
 
 
+@app.command(short_help="a commented configuration of a run, from your model and your file")
+@click.option("--model", required=True, metavar="PATH", help="Folder, URI or hub name of the model.")
+@click.option("--data", required=True, type=click.Path(), metavar="FILE", help="Questions, or examples, to learn from.")
+@click.option("--test", type=click.Path(), metavar="FILE", help="Questions to measure accuracy on; unset, none.")
+@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="A column that cannot be guessed.")
+@click.option("--output", default="run.yaml", show_default=True, type=click.Path(), help="File to write.")
+def init(model: str, data: str, test: str | None, columns: tuple[str, ...], output: str) -> None:
+    """Look at a model and a file, and write the configuration that `nlft-ray run` takes, with comments."""
+    from nlft_ray.cli.init import init as write_run
+
+    _quiet()
+    write_run(model, data, test, columns, output)
+
+
 for _name, _stage in {**CHAIN, **STAGES}.items():
     app.add_command(_command(_name, _stage))
 
@@ -135,10 +179,28 @@ def inspect(folder: str, row_id: str | None, examples: str | None, policy: str) 
     show_folder(folder, row_id, examples, policy)
 
 
+@app.command(short_help="what is installed, what will be used, what is missing; for bug reports")
+def doctor() -> None:
+    """Print versions, devices, Ray, free disk and what is missing, which makes the exit code 1. Nothing is started."""
+    from nlft_ray.cli.doctor import doctor as examine
+
+    if not examine():
+        sys.exit(1)
+
+
+@app.command(short_help="what a shell needs to complete commands and settings")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script for a shell's start-up file, such as: eval "$(nlft-ray completion bash)"."""
+    shell_class = get_completion_class(shell)
+    assert shell_class is not None
+    click.echo(shell_class(app, {}, _PROGRAM, _COMPLETE).source())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. A user's mistake is one message and exit code 2."""
     try:
-        app.main(args=None if arguments is None else list(arguments), prog_name="nlft-ray", standalone_mode=False)
+        app.main(args=None if arguments is None else list(arguments), prog_name=_PROGRAM, standalone_mode=False)
     except UserError as error:
         click.echo(f"nlft-ray: {error}", err=True)
         sys.exit(2)

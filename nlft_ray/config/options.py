@@ -1,8 +1,10 @@
 """Each stage's own settings."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -124,8 +126,6 @@ class JudgeOptions(Strict):
     @field_validator("disputed_pattern")
     @classmethod
     def _pattern_compiles(cls, pattern: str) -> str:
-        import re
-
         try:
             re.compile(pattern)
         except re.error as error:
@@ -189,6 +189,13 @@ def _check_worker_number(value: Any) -> Any:
 WorkerNumber = Annotated[int | tuple[int, int], BeforeValidator(_check_worker_number)]
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class TrainOptions(Strict):
     """How the model is fine-tuned on the scored table."""
 
@@ -242,6 +249,9 @@ class TrainOptions(Strict):
     """Scored table that is not trained on, whose loss is measured on the way; unset, none."""
     held_out_every_steps: PositiveInt | None = None
     """Optimizer steps between measurements on `held_out`; unset, once an epoch."""
+    report_to: Annotated[list[Tracker], BeforeValidator(_as_list), NotIdentity()] = ["tensorboard"]
+    """Programs that are sent the metrics of each step: `tensorboard` (files in OUTPUT/tensorboard), `wandb`, `mlflow`,
+    `trackio`. Each has its settings from its own environment variables; a training that goes on goes on in its run."""
     seed: NonNegativeInt = 0
     """Seed of the order of examples and of the adapters' initialisation."""
     deepspeed: dict[str, Any] = {}
@@ -273,11 +283,26 @@ class EvaluateOptions(Strict):
     """How a completion is checked: `final_answer`, or `module:function` of (completion, standard_answer) → bool."""
 
 
+def _check_hub_name(name: str) -> str:
+    if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
+        raise ValueError("not a name on the hub: write `person/model`, of letters, digits, `-`, `_` and `.`")
+    return name
+
+
+HubName = Annotated[str, AfterValidator(_check_hub_name)]
+
+
 class ExportOptions(Strict):
     """How the model folder is written."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the exported weights; unset, the type they were trained in."""
+    push_to_hub: Annotated[HubName | None, NotIdentity()] = None
+    """Name on the Hugging Face hub, such as my-org/my-model, to upload the model to, card included; unset, it stays
+    here. HF_TOKEN must hold a token that may write. Of a run, it is uploaded at the end, with accuracies in its card;
+    with several policies, each one's model has this name, a dash and the policy's."""
+    hub_private: Annotated[bool, NotIdentity()] = True
+    """A repository that `push_to_hub` makes is private; one that is there stays as it is."""
 
 
 class ReportOptions(Strict):

@@ -45,6 +45,10 @@ class TrainingChoice:
     """Bytes that each worker may take."""
 
     @property
+    def workers(self) -> int:
+        return self.setup.workers
+
+    @property
     def fits(self) -> bool:
         return self.memory.total <= self.usable
 

@@ -9,8 +9,9 @@ from nlft_ray.config import LengthsConfig, LoraConfig, ModelConfig, PlanConfig
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.core.policies import Policy
 from nlft_ray.errors import UserError
+from nlft_ray.notebook import html_table
 from nlft_ray.planning.choice import ScoringChoice, TrainingChoice, TrainingSearch, choose_scoring
-from nlft_ray.planning.devices import Devices, devices_of
+from nlft_ray.planning.devices import GIB, Devices, devices_of
 from nlft_ray.planning.meta import read_adapters, read_shape
 from nlft_ray.planning.shape import Adapters, Shape
 from nlft_ray.storage.folder import Folder
@@ -65,6 +66,19 @@ class Plan:
         }
         always = {"batch_size": train.batch_size, "lora": every["lora"], "policy": _policy(train.policy)}
         return _yaml({"model": self._model(), **chosen, **options, **always})
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        rows = [("score", self.scoring), ("train", self.training)]
+        return html_table(
+            f"{self.config.model.path} on {self.devices}",
+            ("", "workers", "GiB needed", "GiB there"),
+            [
+                (stage, str(choice.workers), f"{choice.memory.total / GIB:.2f}", f"{choice.usable / GIB:.2f}")
+                for stage, choice in rows
+                if choice is not None
+            ],
+        )
 
     def _model(self) -> dict[str, Any]:
         return self.config.model.model_dump(mode="json", exclude_defaults=True) | {"dtype": self.dtype}

@@ -6,7 +6,7 @@ and continues, or refuses because something differs. `manifest.json` comes last 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +15,7 @@ from nlft_ray._version import __version__
 from nlft_ray.config import StageConfig, Strict, WithModel
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
+from nlft_ray.notebook import html_table
 from nlft_ray.storage.folder import Folder
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -74,6 +75,23 @@ class Manifest(BaseModel):
     notes: dict[str, str] = {}
     """What was found in the model's files where settings leave it open, by what it is about, such as `end_of_turn`."""
 
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """What a person is told: names with figures in words."""
+        yield "rows in", f"{self.rows_in:,}"
+        yield "rows out", f"{self.rows_out:,}"
+        yield "rows rejected", f"{self.rows_rejected:,}"
+        for reason, count in sorted(self.reject_reasons.items(), key=lambda item: -item[1]):
+            yield f"  {reason}", f"{count:,}"
+        for reason, count in self.set_aside_reasons.items():
+            yield f"set aside: {reason}", f"{count:,}"
+        if self.tokens and "tokens_run" not in self.counts:
+            yield "tokens through the model", f"{self.tokens:,}"
+        yield "seconds", f"{self.seconds:.1f}"
+        for name, note in self.notes.items():
+            yield name.replace("_", " "), note
+        for name, value in self.counts.items():
+            yield name.replace("_", " "), f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
 
 def identity_of(config: Strict, stage: str, **fields: Any) -> Identity:
     """The identity of a stage's output under a configuration."""
@@ -87,6 +105,14 @@ class StageResult(Strict):
     manifest: Manifest
     reused: bool = False
     """True where the output was already complete and nothing ran."""
+
+    @property
+    def title(self) -> str:
+        return self.manifest.identity.stage + " (already complete)" * self.reused
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return html_table(self.title, ("", ""), [*self.manifest.summary(), ("written to", self.output)])
 
 
 def read_manifest(folder: Folder, *, table: str | tuple[str, ...], option: str = "input") -> Manifest:

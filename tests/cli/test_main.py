@@ -77,6 +77,56 @@ def test_who_is_stopped_says_that_it_goes_on_later(
     assert "The same command continues" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered", "not_offered"),
+    [
+        ("nlft-ray ins", {"inspect"}, {"init"}),
+        ("nlft-ray train --lora.", {"--lora.rank", "--lora.targets"}, {"--lora", "--config"}),
+        ("nlft-ray run --train.lora.r", {"--train.lora.rank"}, set()),
+        ("nlft-ray score model.pa", {"model.path="}, {"model="}),
+        ("nlft-ray completion z", {"zsh"}, {"bash"}),
+    ],
+)
+def test_a_shell_completes_commands_and_settings(
+    typed: str,
+    offered: set[str],
+    not_offered: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {
+        "_NLFT_RAY_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 0
+    words = {line.partition(",")[2] for line in capsys.readouterr().out.splitlines()}
+    assert offered <= words
+    assert not words & not_offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_asks_the_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert f"_NLFT_RAY_COMPLETE={shell}_complete" in script
+    assert "nlft-ray" in script
+
+
+def test_a_first_word_that_ends_in_yaml_is_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my.yaml").write_text("{input: a, output: b, model: {path: sandbox}, hidden_window: 3}")
+    main(["score", str(tmp_path / "my.yaml"), "--print-config"])
+    assert "hidden_window: 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["score", "absent.yml"])
+    assert "--config: no file absent.yml" in capsys.readouterr().err
+
+
 @pytest.mark.system
 @pytest.mark.smoke
 def test_an_import_needs_no_torch(tmp_path: Path) -> None:

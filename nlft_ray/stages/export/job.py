@@ -2,7 +2,7 @@
 
 The folder holds what `transformers` loads (weights, configuration, tokenizer), or with merge=false what PEFT loads (the
 adapter, which names its base model, and the tokenizer); README.md, the model card (`analysis/model_card.py`); and
-plan.json and manifest.json, nlft-ray's own record.
+plan.json and manifest.json, nlft-ray's own record. With `push_to_hub`, the model and its card go to the hub too.
 """
 
 import time
@@ -26,8 +26,20 @@ def export(config: ExportConfig) -> StageResult:
 
     Raises:
         UserError: the input is no finished training, its base model was changed since, the output is taken, or an
-            adapter is asked for where a whole model was trained.
+            adapter is asked for where a whole model was trained; or the hub does not take it.
     """
+    result = _export(config)
+    if config.push_to_hub is not None:
+        from nlft_ray.stages.export.hub import push
+
+        version = result.manifest.identity.software_version
+        message = f"A model fine-tuned by nlft-ray {version}"
+        address = push(Folder(config.output), config.push_to_hub, private=config.hub_private, message=message)
+        log(f"export: the model is at {address}")
+    return result
+
+
+def _export(config: ExportConfig) -> StageResult:
     source, output = Folder(config.input), Folder(config.output)
     trained = read_manifest(source, table="weights")
     base = ModelConfig.model_validate(trained.identity.config["model"])

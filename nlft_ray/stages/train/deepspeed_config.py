@@ -21,7 +21,7 @@ _OURS = {
     "prescale_gradients": "normalisation",
     "gradient_predivide_factor": "normalisation",
     "zero_optimization.stage": "zero_stage",
-    "tensorboard": "nothing: metrics go to OUTPUT/tensorboard",
+    "tensorboard": "report_to",
     "wandb": "nothing: metrics go to OUTPUT/metrics.jsonl",
     "csv_monitor": "nothing: metrics go to OUTPUT/metrics.jsonl",
 }

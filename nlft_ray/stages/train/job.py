@@ -17,8 +17,9 @@ from nlft_ray.execution import process
 from nlft_ray.log import log
 from nlft_ray.models.automatic import automatic_settings, with_one_commit
 from nlft_ray.stages.train.deepspeed_config import check_deepspeed_keys
-from nlft_ray.stages.train.metrics import Watch, add_note
+from nlft_ray.stages.train.metrics import Watch, add_note, cut_record
 from nlft_ray.stages.train.schedule import order_of
+from nlft_ray.stages.train.trackers import Reports, check_trackers
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
     MANIFEST,
@@ -51,6 +52,7 @@ def train(config: TrainConfig) -> StageResult:
     scored = read_manifest(Folder(config.input), table="scored")
     config = with_one_commit(config, begun_model(output))
     check_deepspeed_keys(config.deepspeed, config.zero_stage)
+    check_trackers(config.report_to)
     held_out = read_manifest(Folder(config.held_out), table="scored", option="held_out") if config.held_out else None
     identity = _while_ray_starts(config, partial(_identity, config, scored, held_out))
     automatic = automatic_settings(config.model, partial(_on_gpu, config))
@@ -67,7 +69,8 @@ def train(config: TrainConfig) -> StageResult:
     steps = order_of(config, manifest.rows_out).steps
     if done := newest_step(output / CHECKPOINTS):
         log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
-    with Watch(output, steps):
+    cut_record(output, done)
+    with Reports(output, config.report_to, identity.config), Watch(output, steps):
         counted = _run(with_settled_model(config, identity, automatic), identity, output)
     lines = read_metrics(output)
     manifest = manifest.model_copy(

@@ -1,8 +1,7 @@
-"""The record of a training: a line of JSON for each optimizer step, the same for TensorBoard, and notes; and what the
-person at the terminal sees of it while workers train elsewhere, read from these files."""
+"""The record of a training: a line of JSON for each optimizer step, and notes; and what the person at the terminal sees
+of it while workers train elsewhere, read from these files. What other programs are sent is in `trackers.py`."""
 
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,6 @@ from nlft_ray.log import RowProgress, log
 from nlft_ray.stages.train.schedule import Order
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.training import METRICS, read_metrics
-
-TENSORBOARD = "tensorboard"
 
 _NOTES = "notes.log"
 _SECONDS_BETWEEN_OBJECTS = 10.0
@@ -74,17 +71,10 @@ class MetricsLog:
     """
 
     def __init__(self, output: Folder, lines: Sequence[dict[str, Any]]):
-        from torch.utils.tensorboard import SummaryWriter  # imports torch, which only who writes the record needs
-
         self.lines = list(lines)
         self._output, self._finished = output, False
         self._write_all()
         self._file = (Path(output.path) / METRICS).open("a") if output.is_local else None
-        (output / TENSORBOARD).remove()
-        self._scratch = None if output.is_local else tempfile.TemporaryDirectory()
-        self._board = SummaryWriter(self._scratch.name if self._scratch else f"{output.path}/{TENSORBOARD}")
-        for line in lines:
-            self._draw(line)
 
     def __enter__(self) -> Self:
         return self
@@ -104,18 +94,14 @@ class MetricsLog:
         if self._finished:
             return
         self._finished = True
-        self._board.close()
         if self._file:
             self._file.close()
-        if self._scratch:
+        else:
             self._write_all()
-            (self._output / TENSORBOARD).upload(Path(self._scratch.name))
-            self._scratch.cleanup()
 
     def add(self, metrics: StepMetrics) -> None:
         line = asdict(metrics)
         self.lines.append(line)
-        self._draw(line)
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -127,14 +113,20 @@ class MetricsLog:
 
     def _write_all(self) -> None:
         try:
-            self._output.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+            _write(self._output, self.lines)
         finally:
             self._written = time.monotonic()
 
-    def _draw(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(name, value, line["step"])
+
+def cut_record(output: Folder, steps: int) -> None:
+    """Cut the record after this many steps: what came later left no checkpoint and is done again."""
+    lines = read_metrics(output)
+    if len(lines) > steps:
+        _write(output, lines[:steps])
+
+
+def _write(output: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
+    output.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def add_note(output: Folder, message: str) -> None:

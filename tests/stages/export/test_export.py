@@ -18,6 +18,7 @@ from nlft_ray.stages.export import job
 from nlft_ray.stages.export.job import export
 from nlft_ray.stages.train import loop
 from nlft_ray.stages.train.job import train
+from tests.models.hub import served
 from tests.random_models import save_random_model
 from tests.stages.train import support
 
@@ -161,3 +162,49 @@ def test_a_base_model_that_was_changed_is_refused(scored: str, tmp_path: Path, m
 def test_only_finished_trainings_are_exported(scored: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds scored"):
         export(ExportConfig(input=scored, output=str(tmp_path / "out")))
+
+
+def test_a_model_goes_to_the_hub_where_that_is_asked_for(scored: str, model: str, tmp_path: Path) -> None:
+    config = support.train_config(model, scored, tmp_path / "trained", lora={"rank": 2}, epochs=1)
+    train(config.model_copy(update={"backend": "inline"}))
+
+    def refused() -> str:
+        with pytest.raises(UserError) as caught:
+            export(asked)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    asked = exporting(config, tmp_path / "out", push_to_hub="someone/mine")
+    with pytest.MonkeyPatch.context() as patch, served(tmp_path, patch) as hub:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert "someone/mine cannot be sent while HF_HUB_OFFLINE is set" in refused()
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        assert "set HF_TOKEN to a token that may write" in refused()
+        patch.setenv("HF_TOKEN", "hf_reader")
+        assert "HF_TOKEN has no right to write there" in refused()
+        assert "The model is complete in" in refused()
+        assert hub.visibility == {}
+
+        patch.setenv("HF_TOKEN", hub.writer)
+        assert export(asked).reused
+        assert export(asked).reused
+        assert (hub.visibility, len(hub.messages)) == ({"someone/mine": "private"}, 1), "nothing is sent twice"
+        here, there = (
+            {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+            for folder in (tmp_path / "out", hub.folder / "someone/mine")
+        )
+        assert here.keys() - there.keys() == {"plan.json", "manifest.json"}
+        assert there.items() <= here.items()
+        assert "README.md" in there
+        with torch.no_grad():
+            sent, kept = (load_model(ModelConfig(path=path))(IDS).logits for path in ("someone/mine", asked.output))
+        assert torch.equal(sent, kept)
+
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+        assert "there is no way to http://127.0.0.1:9" in refused()
+
+
+def test_a_name_that_no_hub_has_is_refused_at_once() -> None:
+    for name in ("https://huggingface.co/someone/mine", "a/b/c", "some one/mine"):
+        with pytest.raises(ValueError, match="not a name on the hub"):
+            ExportConfig(input="in", output="out", push_to_hub=name)

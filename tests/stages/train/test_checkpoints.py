@@ -171,4 +171,3 @@ def test_checkpoints_in_a_store(trainer: Trainer, tmp_path: Path) -> None:
     ]
     written, wanted = (tmp_path / name / "weights" / "model.safetensors" for name in ("stopped", "whole"))
     assert written.read_bytes() == wanted.read_bytes()
-    assert (tmp_path / "stopped" / "tensorboard").is_dir()
