@@ -11,6 +11,7 @@ from nlft_ray.config import ModelConfig, PromptConfig
 from nlft_ray.models.loading import load_model, load_tokenizer, max_length, vocabulary_size
 from nlft_ray.models.memory import Batches
 from nlft_ray.models.prompts import PromptKind, prompt_ids
+from nlft_ray.models.sharding import is_shared
 from nlft_ray.models.turns import end_of_turn, instruction_role
 
 _ADVICE = (
@@ -112,7 +113,7 @@ class Generator:
         self._model = model
         self._max_length = max_length
         self._batch_size = batch_size
-        self._memory = Batches("prompts and what may follow them", _ADVICE)
+        self._memory = Batches("prompts and what may follow them", _ADVICE, halves=not is_shared(model))
         own = getattr(model.generation_config, "eos_token_id", None)
         self.ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
         # transformers fills whatever is not said from here: a repetition penalty of the model's file, for one

@@ -23,7 +23,7 @@ from nlft_ray.models.folders import (
     read_json,
     tokenizer_folder,
 )
-from nlft_ray.models.sharding import check_sharded, sharding
+from nlft_ray.models.sharding import check_head, sharding
 from nlft_ray.storage.folder import Folder, map_concurrently
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def load_model(
     parts = sharding(config, settings, tensor_parallel)
     device_map: Any = None if parts else "auto" if spread else {"": where} if placed else None
     model = _from_pretrained(config, folder, settings, device_map=device_map, **parts)
-    if parts:
-        check_sharded(model, config)
     if spread:
         _check_no_spill(model, config)
+    if parts:
+        check_head(model, config)
     return model if placed or parts else model.to(where)
 
 

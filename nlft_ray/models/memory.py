@@ -41,6 +41,8 @@ class Batches:
     """What the items are, for the one line that says so."""
     advice: str
     """What to change where a single item does not fit."""
+    halves: bool = True
+    """Off where other processes work in step on the same items, which would not halve them."""
     largest: float = float("inf")
     """Size that has not been too much so far."""
 
@@ -54,7 +56,6 @@ class Batches:
 
         Raises:
             UserError: a single item does not fit.
-            torch.OutOfMemoryError: or other, of a process that shares its model with others.
         """
         total = sum(map(size, items))
         if len(items) > 1 and total > self.largest:
@@ -62,7 +63,7 @@ class Batches:
         try:
             return list(work(items))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or _is_one_of_several():
+            if not self.halves or not is_out_of_memory(error):
                 raise
             problem = " ".join(str(error).split())[:200]
         # Outside of the handler: what it held, the tensors of the pass among them, is free by now.
@@ -81,12 +82,6 @@ class Batches:
     ) -> list[Result]:
         middle = len(items) // 2
         return self.run(items[:middle], size, work) + self.run(items[middle:], size, work)
-
-
-def _is_one_of_several() -> bool:
-    """Whether this process computes in step with others, which wait for it where it takes smaller parts by itself."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def free_memory() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from nlft_ray.config import ModelConfig
@@ -61,13 +61,19 @@ def _check_heads(setting: str, config: ModelConfig, text: Any, processes: int) -
         )
 
 
-def check_sharded(model: Any, config: ModelConfig) -> None:
-    """Check what transformers leaves open when it has loaded the part of a model.
+def is_shared(model: PreTrainedModel) -> bool:
+    """Whether this process has but a part of a model, which works in step with others."""
+    return bool(getattr(model, "tp_size", None))
+
+
+def check_head(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Check that a shared model's head is right, which transformers leaves open.
 
     Raises:
-        UserError: the head's weights are those of embeddings that are whole here, so that its logits would be wrong.
+        UserError: its weights are those of embeddings that are whole here, while logits are gathered as if of a part.
     """
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     if head.weight is embeddings.weight and not isinstance(head.weight, DTensor):
         raise UserError(
             f"pool.tensor_parallel: {config.path} has one matrix for its embeddings and its head, and transformers "

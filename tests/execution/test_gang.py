@@ -16,7 +16,9 @@ from transformers import AutoConfig
 import nlft_ray
 from nlft_ray.config import ModelConfig, PoolConfig, PromptConfig, ScoreConfig
 from nlft_ray.errors import UserError
+from nlft_ray.execution.ray_gang import Gang
 from nlft_ray.execution.replica import replica_of
+from nlft_ray.execution.work import DeviceFailed
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.models.loading import auto_class
 from nlft_ray.stages.score.worker import ScoreWorker, load_scorer
@@ -93,10 +95,16 @@ def test_processes_that_raise_together_stay_in_step(gang: Member, random_llama: 
     assert gang.score(random_llama, EXAMPLE_ROWS)[0].keys() == {row["id"] for row in EXAMPLE_ROWS}
 
 
-def test_a_full_gpu_ends_the_stage_though_the_others_wait(gang: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_raises_alone_ends_all(gang: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nlft_ray.execution.ray_gang._PATIENCE_SECONDS", 0.5)
-    with pytest.raises(UserError, match=r"more memory than the GPUs of 2 processes have: set a smaller batch"):
-        gang.raise_error(torch.OutOfMemoryError("full"), [1])
+    with monkeypatch.context() as patched:
+        patched.setattr(Gang, "_dissolve", lambda self: None)
+        with pytest.raises(DeviceFailed, match="1 of 2 processes raised ValueError: alone"):
+            gang.raise_error(ValueError("alone"), [1])  # the other waits for it, and meets it in the next call
+    with pytest.raises(UserError, match=r"one of 2 processes .*OutOfMemoryError: full.* take a smaller batch"):
+        gang.raise_error(torch.OutOfMemoryError("full"), [0])
+    with pytest.raises(DeviceFailed, match="one of 2 processes that share the model was lost"):
+        gang.raise_error(ValueError("any"), [])
 
 
 def processes(title: str) -> set[int]:
@@ -114,7 +122,7 @@ def test_one_process_killed_is_all_killed_and_rows_come_once(
     ray_local: None, tmp_path: Path, random_llama: str
 ) -> None:
     rows = [example(str(number), correct=number % 3 == 0) for number in range(120)]
-    rows.append(example("raises", correct=True, response_ids=[1_000_000]))
+    rows.append(example("unusable", correct=True, response_ids=[1_000_000]))
     settings = {
         "input": write_table(tmp_path / "examples", "examples", rows),
         "model": {"path": random_llama},

@@ -10,7 +10,7 @@ from nlft_ray.config import LoraConfig, ModelConfig, PoolConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.adapters import with_adapters
 from nlft_ray.models.loading import load_model
-from nlft_ray.models.sharding import check_sharded
+from nlft_ray.models.sharding import check_head
 from tests.random_models import save_random_model
 
 
@@ -33,7 +33,7 @@ def test_models_that_cannot_be_shared_are_refused(
 def test_a_head_is_not_shared_alone_that_is_one_with_the_embeddings(tmp_path: Path) -> None:
     model = ModelConfig(path=save_random_model(tmp_path, "gpt_neox"))
     with pytest.raises(UserError, match="one matrix for its embeddings and its head"):
-        check_sharded(load_model(model), model)
+        check_head(load_model(model), model)
 
 
 def test_weights_that_cannot_be_parted_are_refused(random_llama: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from nlft_ray.models.loading import vocabulary_size
 from nlft_ray.models.memory import Batches
 from nlft_ray.models.packing import PackedTexts, moved
 from nlft_ray.models.prefix_states import PrefixStates
+from nlft_ray.models.sharding import is_shared
 from nlft_ray.stages.score.contexts import Context, ScoringRow
 from nlft_ray.stages.score.response_head import ResponseHead
 
@@ -115,16 +116,16 @@ class Scorer:
         self._stores_prefixes = stores_prefixes(model)
         self._prefix_states = PrefixStates(model)
         self._head = ResponseHead(model)
-        self._memory = Batches("responses under their contexts", _ADVICE)
+        self._memory = Batches("responses under their contexts", _ADVICE, halves=not is_shared(model))
         self._packs = start_packing(model)
-
-    def vocabulary_size(self) -> int:
-        """Number of ids that the model knows."""
-        return vocabulary_size(self._model)
 
     def packs(self) -> bool:
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
         return self._packs
+
+    def vocabulary(self) -> int:
+        """Number of ids that the model knows."""
+        return vocabulary_size(self._model)
 
     def batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         """The rows in their order, in batches: of one pass, or of some padded ones."""

@@ -40,7 +40,7 @@ class ScoreWorker:
         self._max_length = max_length(config.model)
         self._build = RowBuilder(tokenizer, config.prompts.model_copy(update={"instruction_role": role}), end)
         self._scorer = replica_of(config.pool, load_scorer, config, end)
-        self._vocabulary = self._scorer.vocabulary_size()
+        self._vocabulary = self._scorer.vocabulary()
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows: list[ScoringRow] = []
