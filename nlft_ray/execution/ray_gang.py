@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from nlft_ray.config.shared import PoolConfig
 from nlft_ray.errors import UserError
 from nlft_ray.execution import process
+from nlft_ray.execution.work import DeviceFailed
 from nlft_ray.log import log
 
 _PATIENCE_SECONDS = 60.0
@@ -34,10 +35,11 @@ class Gang:
     """Stands for an object of which every member holds one: a method that is called here runs in all of them, with the
     same arguments, and what the first returns comes back.
 
-    Where all members raise, so does the call, and they stay in step. Where some do, or one is lost, this process ends.
+    Where all members raise, so does the call, and they stay in step. Else they end.
 
     Raises:
-        UserError: as members raise it; or a pass needs more memory than their devices have.
+        UserError: as members raise it; or one has no memory for what it is asked.
+        DeviceFailed: a member was lost, or raised alone.
     """
 
     def __init__(self, pool: PoolConfig, make: Callable[..., Any], arguments: Sequence[Any]):
@@ -51,7 +53,11 @@ class Gang:
             member.remote(rank, gpus[: pool.tensor_parallel], pool.cpus_per_worker, rendezvous)
             for rank in range(pool.tensor_parallel)
         ]
-        self._in_step("make", make, ray.put(arguments))
+        try:
+            self._in_step("make", make, ray.put(arguments))
+        except DeviceFailed as error:
+            log(f"tensor_parallel: {error} while it was loaded.")
+            os._exit(1)  # as a process does that dies while it loads: Ray starts it anew
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return partial(self._call, method)
@@ -74,7 +80,11 @@ class Gang:
         return ray.get(calls[0])
 
     def _error_of(self, call: Any) -> Exception | None:
-        """What a member raised, as it raised it; None where it did what it should."""
+        """What a member raised, as it raised it; None where it did what it should.
+
+        Raises:
+            DeviceFailed: the member was lost.
+        """
         try:
             ray.get(call)
         except RayTaskError as error:
@@ -82,30 +92,27 @@ class Gang:
         except RayActorError as error:
             if error.actor_init_failed:
                 return RuntimeError(str(error))
-            self._end("a process was lost")
+            self._dissolve()
+            raise DeviceFailed(f"one of {len(self._members)} processes that share the model was lost") from None
         return None
 
     def _error_of_all(self, raised: Sequence[Exception]) -> Exception:
         """The error that the call ends with, after which the members are in step or gone."""
-        import torch
+        from nlft_ray.models.memory import is_out_of_memory  # imports torch
 
         error = next((error for error in raised if isinstance(error, UserError)), raised[0])
-        if any(isinstance(other, torch.OutOfMemoryError) for other in raised):
+        one_line = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if any(map(is_out_of_memory, raised)):
             error = UserError(
-                f"a pass needs more memory than the GPUs of {len(self._members)} processes have: set a smaller batch "
-                "(max_tokens_per_batch, or batch_size where text is generated), or a larger pool.tensor_parallel."
+                f"out of memory in one of {len(self._members)} processes that share the model ({one_line}): take a "
+                "smaller batch (max_tokens_per_batch, or batch_size where text is generated), or a larger "
+                "pool.tensor_parallel."
             )
-        if isinstance(error, UserError):
+        elif not isinstance(error, UserError) and len(raised) < len(self._members):
+            error = DeviceFailed(f"{len(raised)} of {len(self._members)} processes raised {one_line}")
+        if isinstance(error, UserError | DeviceFailed):
             self._dissolve()
-        elif len(raised) < len(self._members):
-            self._end(f"{len(raised)} of them raised {type(error).__name__}: {error}")
         return error
-
-    def _end(self, reason: str) -> NoReturn:
-        """End this process and the members: what they had begun together nobody can finish."""
-        log(f"tensor_parallel: {reason}; all {len(self._members)} processes start anew.")
-        self._dissolve()
-        os._exit(1)
 
     def _dissolve(self) -> None:
         for member in self._members:

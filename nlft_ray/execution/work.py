@@ -119,7 +119,8 @@ RAISED = "raised "
 
 
 class DeviceFailed(Exception):
-    """The device of this process failed, and may go on failing whatever it is asked: the process must end."""
+    """The device of this process failed, and may go on failing whatever it is asked: the process must end. So it must
+    where one of several that share a model did."""
 
 
 def isolate_failures(worker: Worker, table: pa.Table, seed: int) -> WorkResult:
@@ -131,7 +132,7 @@ def isolate_failures(worker: Worker, table: pa.Table, seed: int) -> WorkResult:
     """
     try:
         return worker(table, seed)
-    except UserError:
+    except (UserError, DeviceFailed):
         raise
     except Exception as error:  # a row that makes the model raise must not cost its neighbours
         _raise_if_of_the_machine(error)

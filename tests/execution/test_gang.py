@@ -16,16 +16,30 @@ from transformers import AutoConfig
 import nlft_ray
 from nlft_ray.config import ModelConfig, PoolConfig, PromptConfig, ScoreConfig
 from nlft_ray.errors import UserError
+from nlft_ray.execution.ray_gang import Gang
 from nlft_ray.execution.replica import replica_of
+from nlft_ray.execution.work import DeviceFailed
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.models.loading import auto_class
 from nlft_ray.stages.score.worker import ScoreWorker, load_scorer
-from tests.random_models import save_random_model
+from tests.random_models import FAMILIES, save_random_model
 from tests.rows import QUESTION, example, read_rejects, read_table, write_table
 from tests.stages.test_score import EXAMPLE_ROWS, config, score_with
 
 FACTS = ["logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"]
 TWO = PoolConfig(tensor_parallel=2)
+ORDINARY = {
+    *(("llama", True), ("llama", False)),  # the head has the embeddings' matrix, or its own
+    *(("qwen3_moe", True), ("gemma2", True), ("phi3", True)),  # experts, caps and windows, fused projections
+    *(("mistral3", True), ("cohere", True)),  # a wrapper, and logits that are more than the head's
+}
+NO_PLAN = {"bloom", "falcon", "gpt2", "gpt_oss", "lfm2", "mamba", "opt", "stablelm"}
+CASES = [
+    pytest.param(family, tied, marks=() if (family, tied) in ORDINARY else pytest.mark.exhaustive)
+    for family in FAMILIES
+    for tied in (True, False)
+    if family not in NO_PLAN and (family, tied) != ("gpt_neox", True)
+]
 QUESTIONS = [{**QUESTION, "question": f"What is {number} + 2?"} for number in range(5)]
 
 
@@ -67,13 +81,12 @@ def assert_same(rows: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]
                 assert values == alone[id][column], column
 
 
-# tied and untied heads, experts, caps and windows, fused projections, a wrapper, logits that are more than the head's
-@pytest.mark.parametrize("family", ["llama", "untied", "qwen3_moe", "gemma2", "phi3", "mistral3", "cohere"])
-def test_facts_are_those_of_one_process(gang: Member, tmp_path: Path, family: str) -> None:
-    path = save_random_model(tmp_path, "llama" if family == "untied" else family)
-    if family == "untied":
+@pytest.mark.parametrize(("family", "tied"), CASES)
+def test_facts_are_those_of_one_process(gang: Member, tmp_path: Path, family: str, tied: bool) -> None:
+    path = save_random_model(tmp_path, family)
+    if not tied:
         settings = AutoConfig.from_pretrained(path)
-        settings.tie_word_embeddings = False
+        settings.tie_word_embeddings = settings.get_text_config().tie_word_embeddings = False
         auto_class(settings).from_config(settings).save_pretrained(path)
     alone, worked = score_with(ScoreWorker(config(path)), EXAMPLE_ROWS)
     together, counts = gang.score(path, EXAMPLE_ROWS)
@@ -93,10 +106,16 @@ def test_processes_that_raise_together_stay_in_step(gang: Member, random_llama: 
     assert gang.score(random_llama, EXAMPLE_ROWS)[0].keys() == {row["id"] for row in EXAMPLE_ROWS}
 
 
-def test_a_full_gpu_ends_the_stage_though_the_others_wait(gang: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_raises_alone_ends_all(gang: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nlft_ray.execution.ray_gang._PATIENCE_SECONDS", 0.5)
-    with pytest.raises(UserError, match=r"more memory than the GPUs of 2 processes have: set a smaller batch"):
-        gang.raise_error(torch.OutOfMemoryError("full"), [1])
+    with monkeypatch.context() as patched:
+        patched.setattr(Gang, "_dissolve", lambda self: None)
+        with pytest.raises(DeviceFailed, match="1 of 2 processes raised ValueError: alone"):
+            gang.raise_error(ValueError("alone"), [1])  # the other waits for it, and meets it in the next call
+    with pytest.raises(UserError, match=r"one of 2 processes .*OutOfMemoryError: full.* take a smaller batch"):
+        gang.raise_error(torch.OutOfMemoryError("full"), [0])
+    with pytest.raises(DeviceFailed, match="one of 2 processes that share the model was lost"):
+        gang.raise_error(ValueError("any"), [])
 
 
 def processes(title: str) -> set[int]:
@@ -114,7 +133,7 @@ def test_one_process_killed_is_all_killed_and_rows_come_once(
     ray_local: None, tmp_path: Path, random_llama: str
 ) -> None:
     rows = [example(str(number), correct=number % 3 == 0) for number in range(120)]
-    rows.append(example("raises", correct=True, response_ids=[1_000_000]))
+    rows.append(example("unusable", correct=True, response_ids=[1_000_000]))
     settings = {
         "input": write_table(tmp_path / "examples", "examples", rows),
         "model": {"path": random_llama},
