@@ -22,12 +22,24 @@ from nlft_ray.execution.work import DeviceFailed
 from nlft_ray.models.generation import Completion, Decoding, PromptedModel
 from nlft_ray.models.loading import auto_class
 from nlft_ray.stages.score.worker import ScoreWorker, load_scorer
-from tests.random_models import save_random_model
+from tests.random_models import FAMILIES, save_random_model
 from tests.rows import QUESTION, example, read_rejects, read_table, write_table
 from tests.stages.test_score import EXAMPLE_ROWS, config, score_with
 
 FACTS = ["logp_base", "logp_judge", "logp_standard", "top_logp_standard", "hidden_norm", "hidden_cos"]
 TWO = PoolConfig(tensor_parallel=2)
+ORDINARY = {
+    *(("llama", True), ("llama", False)),  # the head has the embeddings' matrix, or its own
+    *(("qwen3_moe", True), ("gemma2", True), ("phi3", True)),  # experts, caps and windows, fused projections
+    *(("mistral3", True), ("cohere", True)),  # a wrapper, and logits that are more than the head's
+}
+NO_PLAN = {"bloom", "falcon", "gpt2", "gpt_oss", "lfm2", "mamba", "opt", "stablelm"}
+CASES = [
+    pytest.param(family, tied, marks=() if (family, tied) in ORDINARY else pytest.mark.exhaustive)
+    for family in FAMILIES
+    for tied in (True, False)
+    if family not in NO_PLAN and (family, tied) != ("gpt_neox", True)
+]
 QUESTIONS = [{**QUESTION, "question": f"What is {number} + 2?"} for number in range(5)]
 
 
@@ -69,13 +81,12 @@ def assert_same(rows: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]
                 assert values == alone[id][column], column
 
 
-# tied and untied heads, experts, caps and windows, fused projections, a wrapper, logits that are more than the head's
-@pytest.mark.parametrize("family", ["llama", "untied", "qwen3_moe", "gemma2", "phi3", "mistral3", "cohere"])
-def test_facts_are_those_of_one_process(gang: Member, tmp_path: Path, family: str) -> None:
-    path = save_random_model(tmp_path, "llama" if family == "untied" else family)
-    if family == "untied":
+@pytest.mark.parametrize(("family", "tied"), CASES)
+def test_facts_are_those_of_one_process(gang: Member, tmp_path: Path, family: str, tied: bool) -> None:
+    path = save_random_model(tmp_path, family)
+    if not tied:
         settings = AutoConfig.from_pretrained(path)
-        settings.tie_word_embeddings = False
+        settings.tie_word_embeddings = settings.get_text_config().tie_word_embeddings = False
         auto_class(settings).from_config(settings).save_pretrained(path)
     alone, worked = score_with(ScoreWorker(config(path)), EXAMPLE_ROWS)
     together, counts = gang.score(path, EXAMPLE_ROWS)

@@ -1,17 +1,33 @@
 """Models that several processes share: what is refused, and why. That it gives the same is tested with a gang."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from transformers import AutoConfig
 
 from nlft_ray.config import LoraConfig, ModelConfig, PoolConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.adapters import with_adapters
 from nlft_ray.models.loading import load_model
-from nlft_ray.models.sharding import check_head
-from tests.random_models import save_random_model
+from nlft_ray.models.sharding import check_head, sharding
+from tests.conftest import ROOT
+from tests.random_models import FAMILIES, save_random_model
+
+
+def test_the_page_of_models_names_those_without_a_plan(tmp_path: Path) -> None:
+    refused = set()
+    for family in FAMILIES:
+        model = ModelConfig(path=save_random_model(tmp_path / family, family))
+        try:
+            sharding(model, AutoConfig.from_pretrained(model.path), 2)
+        except UserError:
+            refused.add(family)
+    text = (ROOT / "docs" / "models.md").read_text()
+    named = text.split("**Several processes**")[1].split("for which")[0]
+    assert set(re.findall(r"`(\w+)`", named)) == refused
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ TENSORBOARD = "tensorboard"
 _RUN_ID = "run_id.txt"
 _PROJECT = "nlft-ray"
 """Project, or experiment, of those who name none in the program's own environment variable."""
+_MLFLOW_TAG = "nlft_ray.run"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_DOWNLOADS = 1.0, 10.0
 
 
@@ -109,8 +110,6 @@ class WeightsAndBiases:
 class MLflow:
     """A run of MLflow, where MLFLOW_TRACKING_URI says, in the experiment of MLFLOW_EXPERIMENT_NAME."""
 
-    _TAG = "nlft_ray.run"
-
     def __init__(self, run: TrackedRun):
         from mlflow import MlflowClient
 
@@ -119,13 +118,13 @@ class MLflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
-        found = self._client.search_runs([experiment], f"tags.`{self._TAG}` = '{run.id}'", max_results=1)
+        found = self._client.search_runs([experiment], f"tags.`{_MLFLOW_TAG}` = '{run.id}'", max_results=1)
         self._id = found[0].info.run_id if found else self._create(experiment, run)
         self._client.update_run(self._id, status="RUNNING")
         self.last_step = max((metric.step for metric in self._client.get_metric_history(self._id, "epoch")), default=0)
 
     def _create(self, experiment: str, run: TrackedRun) -> str:
-        created = self._client.create_run(experiment, run_name=run.name, tags={self._TAG: run.id})
+        created = self._client.create_run(experiment, run_name=run.name, tags={_MLFLOW_TAG: run.id})
         for name, value in _flat(run.config):
             self._client.log_param(created.info.run_id, name, value)
         return created.info.run_id
