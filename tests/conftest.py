@@ -39,6 +39,15 @@ def _tier_of(fixtures: set[str]) -> str:
     return "ray" if "ray_local" in fixtures else "unit"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none, and say so."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no GPU here")
+
+
 _SECONDS_OF_TIER: defaultdict[str, float] = defaultdict(float)
 
 

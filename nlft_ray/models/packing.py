@@ -5,10 +5,11 @@ same whatever follows, and the gradients of all that continues it add up in it.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +20,15 @@ _BY_SEGMENTS = {"sdpa": "nlft_ray_segments", "eager": "nlft_ray_segments_eager"}
 """The names under which attention by segments stands in for transformers' implementations."""
 _BLOCK = 192  # queries at a time on a CPU, so that their scores stay in its cache and few of them are masked
 _MULTIPLE = 64  # sizes are rounded up to multiples of this: oneDNN compiles a kernel for every shape that it meets
+_QUERIES = 256
+"""Queries under a mask at a time: what exists of them at once is linear in a text's length, and little is masked."""
+_FLASH_HEAD_DIM = 256  # the widest head that the flash kernels of torch read
 
 Reads = tuple[slice, ...]
 """Parts of a pass's states that a token reads, in order of position. Stored states come before those of the pass."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Segment:
     """n consecutive tokens: each attends to the tokens before it here, and to all that the segment continues."""
 
@@ -32,11 +36,51 @@ class Segment:
     """Where they stand among the N tokens of the pass."""
     reads: Reads
     """The parts that they read, T states in all: the n own ones are the last."""
-    mask: Tensor | None
-    """(1, 1, n, T) bool, True where attention goes; None where the segment continues nothing: plainly causal."""
 
-    def to(self, device: torch.device) -> "Segment":
-        return self if self.mask is None else replace(self, mask=self.mask.to(device))
+
+class FlashIndices(NamedTuple):
+    """The segments of a pass as torch's flash attention takes them: S queries' and keys' ends, on one device."""
+
+    queries: Tensor
+    """(S + 1,) int32, where each segment's queries begin, and the end of the last."""
+    keys: Tensor
+    """(S + 1,) int32, the same of the states that they read, one segment's behind the other's."""
+    reads: Tensor | None
+    """The places of those states; None where each segment reads its own alone."""
+    most_queries: int
+    most_keys: int
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """All segments of a pass, in order, which every layer is given; none of them is a tensor."""
+
+    parts: tuple[Segment, ...]
+    _indices: dict[torch.device, FlashIndices] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.parts)
+
+    def indices(self, device: torch.device) -> FlashIndices:
+        """Made and copied at the first layer of each device, without waiting for it."""
+        if device not in self._indices:
+            self._indices[device] = self._made_for(device)
+        return self._indices[device]
+
+    def _made_for(self, device: torch.device) -> FlashIndices:
+        queries = [part.own.stop - part.own.start for part in self.parts]
+        keys = [sum(read.stop - read.start for read in part.reads) for part in self.parts]
+        reads = None
+        if any(part.reads != (part.own,) for part in self.parts):
+            read = [torch.arange(read.start, read.stop) for part in self.parts for read in part.reads]
+            reads = to_device(torch.cat(read), device)
+        ends = [torch.tensor([0, *sizes]).cumsum(0).to(torch.int32) for sizes in (queries, keys)]
+        return FlashIndices(*(to_device(end, device) for end in ends), reads, max(queries), max(keys))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of what the host has made; where the device is a GPU, the host does not wait for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass
@@ -60,8 +104,7 @@ class PackedTexts:
         self.ids.extend(tokens)
         self.positions.extend(range(seen, seen + len(tokens)))
         reads = (*continued, slice(own.start + self.stored, own.stop + self.stored))
-        mask = _causal(len(tokens), seen + len(tokens)) if seen else None
-        self.segments.append(Segment(own, reads, mask))
+        self.segments.append(Segment(own, reads))
         return reads
 
     def inputs(self) -> dict[str, Any]:
@@ -70,19 +113,19 @@ class PackedTexts:
             "input_ids": torch.tensor([self.ids]),
             "position_ids": torch.tensor([self.positions]),
             "attention_mask": torch.empty(1, 1, 0, 0),  # given, so that none is made; not read
-            "segments": self.segments,
+            "segments": Segments(tuple(self.segments)),
         }
 
 
 def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A model's arguments, segments among them, on a device."""
+    """A model's arguments on a device."""
 
     def move(value: Any) -> Any:
         if isinstance(value, dict):
             return moved(value, device)
         if isinstance(value, list):
             return [move(part) for part in value]
-        return value.to(device) if isinstance(value, Tensor | Segment) else value
+        return to_device(value, device) if isinstance(value, Tensor) else value
 
     return {name: move(value) for name, value in inputs.items()}
 
@@ -129,46 +172,119 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    segments: Sequence[Segment] | None = None,
+    segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
     """(1, heads, N, dim) queries, (1, key heads, stored + N, dim) keys and values → (1, N, heads, dim)."""
     if segments is None:
         return plain(module, query, key, value, attention_mask, **kwargs)
+    if plain is _sdpa and _takes_flash(query, value, kwargs):
+        return _flash(query, key, value, segments.indices(query.device), kwargs), None
+    outputs: list[Tensor] = []
+    for segment in segments:
+        keys, values = ([states[:, :, part] for part in segment.reads] for states in (key, value))
+        outputs += _segment_outputs(plain, module, query[:, :, segment.own], keys, values, kwargs)
+    return torch.cat(outputs, dim=1), None
+
+
+def _segment_outputs(
+    plain: Callable[..., tuple[Tensor, Any]],
+    module: torch.nn.Module,
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    kwargs: dict[str, Any],
+) -> Iterator[Tensor]:
+    """(1, heads, n, dim) queries of the last n of T tokens; keys and values (1, key heads, T, dim) in parts →
+    (1, …, heads, dim) for some of the queries after the other, n in all.
+
+    Nothing of the size n × T exists: plainly causal attention needs no mask, and under one run few queries at a time.
+    """
+    n, seen = query.shape[2], sum(part.shape[2] for part in keys)
+    window = min(kwargs.get("sliding_window") or seen, seen)
     # Blocks keep their scores for a backward pass, which the fused kernel does without.
     half_on_cpu = query.device.type == "cpu" and query.dtype != torch.float32
-    blocks = plain is _sdpa and half_on_cpu and not torch.is_grad_enabled()
+    if window == seen and plain is _sdpa and half_on_cpu and not torch.is_grad_enabled():
+        yield _in_blocks(query, keys, values, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        return
+    if n == seen == window and plain is _sdpa:
+        yield plain(module, query, _joined(keys), _joined(values), None, **kwargs)[0]
+        return
+    latest_first = [_joined(parts).flip(2) for parts in (keys, values)]
+    for start in range(0, n, _QUERIES):
+        rows = query[:, :, start : start + _QUERIES]
+        stop = seen - n + start + rows.shape[2]  # what is later, the last of these queries does not see
+        first = max(0, seen - n + start - window + 1)  # what is earlier, the first of them does not see
+        near = [states[:, :, seen - stop : seen - first] for states in latest_first]
+        yield plain(module, rows, *near, _band(rows, stop - first, window), **kwargs)[0]
+
+
+def _band(query: Tensor, width: int, window: int) -> Tensor:
+    """(1, 1, rows, width) scores to add for the queries (1, heads, rows, dim) of the last of `width` tokens, whose keys
+    stand latest first: 0 where a token looks, itself among the last `window` ones.
+
+    How far a key is from a query then only depends on the sum of their places: on a CPU this is a view of rows + width
+    numbers, also where a backward pass keeps it.
+    """
+    rows = query.shape[2]
+    distance = torch.arange(1 - rows, width, device=query.device)
+    band = _added((distance >= 0) & (distance < window), query.dtype).unfold(0, width, 1)[None, None]
+    return band if query.device.type == "cpu" else band.contiguous()
+
+
+@cache
+def _varlen_attn() -> Callable[..., Any] | None:
+    """torch's flash attention over texts of various lengths; None where this torch has none, or an earlier form."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= set(known) else None
+
+
+def _takes_flash(query: Tensor, value: Tensor, kwargs: dict[str, Any]) -> bool:
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1] <= _FLASH_HEAD_DIM
+        and query.shape[-1] % 8 == 0
+        and not kwargs.get("dropout")
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and _varlen_attn() is not None
+    )
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, indices: FlashIndices, kwargs: dict[str, Any]) -> Tensor:
+    """`_attend` in one kernel over all segments, whose causal order aligns each one's last query with its last key."""
+    varlen_attn = _varlen_attn()
+    assert varlen_attn is not None
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))  # (tokens, heads, dim)
+    if indices.reads is not None:
+        keys, values = keys.index_select(0, indices.reads), values.index_select(0, indices.reads)
     window = kwargs.get("sliding_window")
-    outputs = []
-    for segment in segments:
-        own = query[:, :, segment.own]
-        keys, values = ([states[:, :, part] for part in segment.reads] for states in (key, value))
-        n, seen = own.shape[2], sum(part.shape[2] for part in keys)
-        if window is not None and seen > window:
-            near = min(seen, n + window - 1)
-            parts = (_joined(states)[:, :, -near:] for states in (keys, values))
-            output, _ = plain(module, own, *parts, _causal(n, near, window, own.device), **kwargs)
-        elif blocks:
-            output = _in_blocks(own, keys, values, kwargs.get("scaling") or query.shape[-1] ** -0.5)
-        else:
-            output, _ = plain(module, own, _joined(keys), _joined(values), segment.mask, **kwargs)
-        outputs.append(output)
-    return torch.cat(outputs, dim=1), None
+    output: Tensor = varlen_attn(
+        queries.contiguous(),
+        keys.contiguous(),
+        values.contiguous(),
+        indices.queries,
+        indices.keys,
+        indices.most_queries,
+        indices.most_keys,
+        scale=kwargs.get("scaling"),
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+    )
+    return output[None]
 
 
 _sdpa = AttentionInterface()["sdpa"]
 
 
-def _eager(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Any]:
-    """The attention that the model's own file defines, with its caps and sinks, for a boolean mask or none."""
-    if mask is None:
-        mask = _causal(query.shape[2], key.shape[2], None, query.device)
-    if mask.dtype == torch.bool:
-        mask = _added(mask, query.dtype)
+def _eager(module: torch.nn.Module, *arguments: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """The attention that the model's own file defines, with its caps and sinks, by scores to add for a mask."""
     output: tuple[Tensor, Any] = sys.modules[type(module).__module__].eager_attention_forward(
-        module, query, key, value, mask, **kwargs
+        module, *arguments, **kwargs
     )
     return output
 
@@ -181,8 +297,8 @@ for _name, _plain in (("sdpa", _sdpa), ("eager", _eager)):
 def _mask_segments(model: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Before a pass over packed texts: in place of their segments, one mask (1, 1, N, stored + N)."""
     named = dict(named)
-    segments: Sequence[Segment] = named.pop("segments", ())
-    if segments:
+    segments: Segments | None = named.pop("segments", None)
+    if segments is not None:
         ids = named["input_ids"]
         total = max(part.stop for segment in segments for part in segment.reads)
         allowed = torch.zeros(1, 1, ids.shape[1], total, dtype=torch.bool, device=ids.device)
@@ -190,7 +306,7 @@ def _mask_segments(model: Any, arguments: Any, named: dict[str, Any]) -> tuple[A
             rows = allowed[:, :, segment.own]
             for part in segment.reads[:-1]:
                 rows[..., part] = True
-            rows[..., segment.reads[-1]] = _causal(rows.shape[2], rows.shape[2], None, ids.device)
+            rows[..., segment.reads[-1]] = torch.ones_like(rows[..., segment.reads[-1]]).tril()
         named["attention_mask"] = _added(allowed, model.dtype)
     return arguments, named
 
@@ -198,12 +314,6 @@ def _mask_segments(model: Any, arguments: Any, named: dict[str, Any]) -> tuple[A
 def _remove(hooks: Sequence[Any]) -> None:
     for hook in hooks:
         hook.remove()
-
-
-def _causal(n: int, seen: int, window: int | None = None, device: torch.device | None = None) -> Tensor:
-    """(1, 1, n, seen) bool: what each of the last n of `seen` tokens sees, itself among the last `window` ones."""
-    mask = torch.ones(1, 1, n, seen, dtype=torch.bool, device=device).tril(seen - n)
-    return mask if window is None else mask.triu(seen - n - window + 1)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
