@@ -154,6 +154,11 @@ def attend_by_segments(model: PreTrainedModel) -> Callable[[], None] | None:
     return partial(_remove, hooks)
 
 
+def attends_by_segments(model: PreTrainedModel) -> bool:
+    """Whether a model reads packed texts by segments; else by a mask of all tokens, or not at all."""
+    return model.config._attn_implementation in _BY_SEGMENTS.values()
+
+
 def body(model: PreTrainedModel) -> Any:
     """The model without its LM head."""
     return model.model if model.base_model is model else model.base_model  # Llama 4 names another prefix than it has

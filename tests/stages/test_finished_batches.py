@@ -43,7 +43,7 @@ class Scoring:
         self.finished = FinishedBatches(Folder(str(folder)), seconds)
         self.worker = ScoreWorker(settings, self.finished)
         self.batches: list[list[str]] = []
-        score = self.worker._scorer.score
+        score = self.worker._scorer.launch
 
         def counted(batch: ScoringBatch) -> Any:
             if len(self.batches) == dies_at:
@@ -54,7 +54,7 @@ class Scoring:
                 self.finished.wait()
             return score(batch)
 
-        self.worker._scorer.score = counted  # type: ignore[method-assign]
+        self.worker._scorer.launch = counted  # type: ignore[method-assign]
 
 
 def files(folder: Path) -> list[Path]:
@@ -203,12 +203,12 @@ import os, signal, sys
 from pathlib import Path
 from tests.stages.test_finished_batches import Scoring, shard
 scoring = Scoring(sys.argv[1], sys.argv[2], seconds=0.01)
-score = scoring.worker._scorer.score
+score = scoring.worker._scorer.launch
 def killing(batch):
     if len(scoring.batches) == 20:
         os.kill(os.getpid(), signal.SIGKILL)
     return score(batch)
-scoring.worker._scorer.score = killing
+scoring.worker._scorer.launch = killing
 scoring.worker(shard(0, 30), 0)
 """
 
