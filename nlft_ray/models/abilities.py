@@ -11,13 +11,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from nlft_ray.models.packing import PackedTexts, attend_by_segments, body, keeps_keys_and_values, moved
+from nlft_ray.models.packing import (
+    PackedTexts,
+    attend_by_segments,
+    attends_by_segments,
+    body,
+    keeps_keys_and_values,
+    moved,
+    to_device,
+)
 from nlft_ray.models.prefix_states import PrefixStates
 
 TRIAL_PROMPT = [number % 5 for number in range(1, 20)]
 """Ids that every vocabulary has, and enough of them to be worth sharing (`core.prefix`)."""
 TRIAL_RESPONSES = [[1, 3], [2, 4, 1]]
 """Two ends of the prompt, of different lengths."""
+LONGEST_UNDER_A_MASK = 4096
+"""Tokens of a text up to which one mask of all tokens is fine. Longer ones run alone, plainly causal, without any."""
 
 
 def equal_but_for_rounding(values: Tensor, reference: Tensor, dtype: torch.dtype) -> bool:
@@ -72,6 +82,15 @@ def _last_logits(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tens
     return torch.stack([model(ids, use_cache=False).logits[0, -1] for ids in inputs]).float()
 
 
+def longest_together(model: PreTrainedModel) -> int | None:
+    """Tokens of a text up to which it may run beside others; None where there is no such limit.
+
+    Called once the model packs, or is known not to.
+    """
+    limits = [longest_unswitched(model.config), None if attends_by_segments(model) else LONGEST_UNDER_A_MASK]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def longest_unswitched(config: PreTrainedConfig) -> int | None:
     """Tokens of a text up to which its rotary embeddings are those of every shorter one; None where that is always so.
 
@@ -117,12 +136,24 @@ def gives_logits_of_head(model: Callable[..., Any], head: torch.nn.Module, devic
     return torch.equal(logits.float(), given[-1].to(logits.device).float())
 
 
-def hidden_and_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The hidden states that the LM head reads (B, T, d), and the model's own logits (B, T, V)."""
+def hidden_and_logits(
+    model: PreTrainedModel, inputs: dict[str, Any], positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The hidden states that the LM head reads (B, T, d), and the model's own logits (B, T, V).
+
+    With `positions`, (N,) int64 on the host, row after row of B · T: of these alone, (1, N, d) and (1, N, V). No other
+    logits are ever made.
+    """
     head_inputs: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _module, arguments: head_inputs.append(arguments[0])
-    )
+
+    def read(_head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = arguments[0]
+        if positions is not None:
+            hidden = hidden.flatten(0, 1).index_select(0, to_device(positions, hidden.device))[None]
+        head_inputs.append(hidden)
+        return (hidden, *arguments[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(read)
     try:
         logits = model(**inputs).logits
     finally:

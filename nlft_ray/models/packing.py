@@ -74,8 +74,10 @@ class Segments:
         if any(part.reads != (part.own,) for part in self.parts):
             read = [torch.arange(read.start, read.stop) for part in self.parts for read in part.reads]
             reads = to_device(torch.cat(read), device)
-        ends = [torch.tensor([0, *sizes]).cumsum(0).to(torch.int32) for sizes in (queries, keys)]
-        return FlashIndices(*(to_device(end, device) for end in ends), reads, max(queries), max(keys))
+        query_ends, key_ends = (
+            to_device(torch.tensor([0, *sizes]).cumsum(0).to(torch.int32), device) for sizes in (queries, keys)
+        )
+        return FlashIndices(query_ends, key_ends, reads, max(queries), max(keys))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -152,6 +154,11 @@ def attend_by_segments(model: PreTrainedModel) -> Callable[[], None] | None:
         return None
     hooks = [module.register_forward_pre_hook(_mask_segments, with_kwargs=True) for module in (model, body(model))]
     return partial(_remove, hooks)
+
+
+def attends_by_segments(model: PreTrainedModel) -> bool:
+    """Whether a model reads packed texts by segments; else by a mask of all tokens, or not at all."""
+    return model.config._attn_implementation in _BY_SEGMENTS.values()
 
 
 def body(model: PreTrainedModel) -> Any:

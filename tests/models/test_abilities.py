@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[bool, bool, bool]]] = {
 
 def random_model(kind: str, shape: dict[str, Any], attention: str | None = None) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SMALL, initializer_range=0.3, **shape)
+    config = AutoConfig.for_model(kind, **{**SMALL, "initializer_range": 0.3, **shape})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return model.eval()
 

@@ -13,6 +13,8 @@ from nlft_ray.models import packing
 from nlft_ray.models.packing import PackedTexts, Segments, _in_blocks
 from tests.models.test_abilities import GATED, random_model
 
+ATTEND: Any = packing._attend
+
 
 @settings(max_examples=60, deadline=None)
 @given(
@@ -145,10 +147,10 @@ def test_segments_are_plain_attention_and_so_are_their_gradients(
     with pytest.MonkeyPatch.context() as monkeypatch:
         if way == "flash":
             flash_by_reference(monkeypatch)
-        found, _ = packing._attend(
+        found, _ = ATTEND(
             plain, _Layer().eval(), *states, None, segments, scaling=0.5, sliding_window=window, dropout=0.0
         )
-    wanted = by_definition(*states, segments, window)
+    wanted = by_definition(states[0], states[1], states[2], segments, window)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     upstream = torch.randn(found.shape, generator=generator)
     gradients = [torch.autograd.grad(output, states, upstream) for output in (found, wanted)]
@@ -187,8 +189,8 @@ def test_the_flash_kernel_is_plain_attention(stored: int, window: int | None) ->
     half = [part.detach().bfloat16().requires_grad_() for part in states]
     assert packing._takes_flash(half[0], half[2], {})
     options = {"scaling": 0.125, "sliding_window": window, "dropout": 0.0}
-    exact, _ = packing._attend(packing._sdpa, _Layer().eval(), *states, None, segments, **options)
-    found, _ = packing._attend(packing._sdpa, _Layer().eval(), *half, None, segments, **options)
+    exact, _ = ATTEND(packing._sdpa, _Layer().eval(), *states, None, segments, **options)
+    found, _ = ATTEND(packing._sdpa, _Layer().eval(), *half, None, segments, **options)
     torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
     upstream = torch.randn_like(exact)
     for mine, plainly in zip(

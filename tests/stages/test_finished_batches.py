@@ -43,7 +43,7 @@ class Scoring:
         self.finished = FinishedBatches(Folder(str(folder)), seconds)
         self.worker = ScoreWorker(settings, self.finished)
         self.batches: list[list[str]] = []
-        score = self.worker._scorer.score
+        score = self.worker._scorer.launch
 
         def counted(batch: ScoringBatch) -> Any:
             if len(self.batches) == dies_at:
@@ -54,7 +54,7 @@ class Scoring:
                 self.finished.wait()
             return score(batch)
 
-        self.worker._scorer.score = counted  # type: ignore[method-assign]
+        self.worker._scorer.launch = counted  # type: ignore[method-assign]
 
 
 def files(folder: Path) -> list[Path]:
@@ -166,8 +166,15 @@ def test_a_row_that_raises_makes_its_neighbours_run_once(random_llama: str, tmp_
 def test_nothing_is_being_written_when_a_row_has_raised(random_llama: str, tmp_path: Path) -> None:
     """The last row of the last shard: the stage removes the folder next."""
     rows = shard(0, rows=4).to_pylist()
-    rows[3]["response_ids"] = [1_000_000]
     scoring = Scoring(random_llama, tmp_path, seconds=1e-9)
+    launch = scoring.worker._scorer.launch
+
+    def raising(batch: ScoringBatch) -> Any:
+        if any(row.id == "3" for row in batch.rows):
+            raise RuntimeError("a row that the model cannot bear")
+        return launch(batch)
+
+    scoring.worker._scorer.launch = raising  # type: ignore[method-assign]
     writing: list[bool] = []
     call = scoring.worker.__call__
 
@@ -203,12 +210,12 @@ import os, signal, sys
 from pathlib import Path
 from tests.stages.test_finished_batches import Scoring, shard
 scoring = Scoring(sys.argv[1], sys.argv[2], seconds=0.01)
-score = scoring.worker._scorer.score
+score = scoring.worker._scorer.launch
 def killing(batch):
     if len(scoring.batches) == 20:
         os.kill(os.getpid(), signal.SIGKILL)
     return score(batch)
-scoring.worker._scorer.score = killing
+scoring.worker._scorer.launch = killing
 scoring.worker(shard(0, 30), 0)
 """
 

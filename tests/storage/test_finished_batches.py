@@ -59,7 +59,7 @@ def test_a_store_that_refuses_is_a_message(random_llama: str, store: Store) -> N
 
 def test_scoring_goes_on_while_a_store_is_slow(random_llama: str, store: Store) -> None:
     scoring = Scoring(random_llama, store.uri("run"), seconds=1e-9)
-    score = scoring.worker._scorer.score
+    score = scoring.worker._scorer.launch
     scored_at: list[float] = []
 
     def timed(batch: ScoringBatch) -> Any:
@@ -67,7 +67,7 @@ def test_scoring_goes_on_while_a_store_is_slow(random_llama: str, store: Store) 
         scored_at.append(time.monotonic())
         return facts
 
-    scoring.worker._scorer.score = timed  # type: ignore[method-assign]
+    scoring.worker._scorer.launch = timed  # type: ignore[method-assign]
     store.proxy.weather = lambda request: Fault(seconds=3) if request.method == "PUT" else None
     scoring.worker(shard(0), 0)
     assert scored_at[-1] - scored_at[0] < 2, "all batches were scored while the first file was under way"

@@ -124,5 +124,5 @@ def _write(folder: Folder, tables: _Tables) -> None:
 
 def _key(batch: ScoringBatch) -> str:
     rows = [(row.id, row.verdict, row.prompts, row.response_ids, row.standard_ids) for row in batch.rows]
-    content = (dict(batch.prefixes), bool(batch.trees), rows)
+    content = (dict(batch.prefixes), bool(batch.forests), rows)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]

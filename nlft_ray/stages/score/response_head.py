@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from nlft_ray.models.abilities import hidden_and_logits, only_the_head_follows
-from nlft_ray.models.packing import body
+from nlft_ray.models.packing import body, to_device
 
 LOGITS_AT_A_TIME = 256
 """Response tokens whose logits exist at a time: with fewer, the product with the head's weights is slow."""
@@ -25,11 +25,14 @@ class ResponseStates:
     """(N, d) hidden states, which the LM head reads."""
     logits: Tensor | None
     """(N, V) where the model's own logits are more than its head of these states; else None."""
+    targets: Tensor
+    """(N,) int64, the response tokens."""
 
     def split(self, counts: list[int]) -> list["ResponseStates"]:
         """The parts of several responses, of so many tokens each."""
         logits = [None] * len(counts) if self.logits is None else self.logits.split(counts)
-        return [ResponseStates(*parts) for parts in zip(self.hidden.split(counts), logits, strict=True)]
+        parts = zip(self.hidden.split(counts), logits, self.targets.split(counts), strict=True)
+        return [ResponseStates(*part) for part in parts]
 
 
 class ResponseHead:
@@ -40,32 +43,35 @@ class ResponseHead:
         self._head: torch.nn.Module = model.get_output_embeddings()
         self._only_head_follows = only_the_head_follows(model)
 
-    def states(self, inputs: dict[str, Any], keep: Tensor) -> ResponseStates:
-        """A forward pass.
+    def states(self, inputs: dict[str, Any], positions: Tensor, targets: Tensor) -> ResponseStates:
+        """A forward pass. The host does not wait for it.
 
         Args:
             inputs: arguments of the model's forward over (B, T) tokens.
-            keep: (B, T) bool, the N positions that predict response tokens.
+            positions: (N,) int64 on the host, those that predict response tokens, row after row of B · T.
+            targets: (N,) int64 on the host, the response tokens.
         """
+        logits = None
         if self._only_head_follows:
             hidden = body(self._model)(**inputs).last_hidden_state
-            return ResponseStates(hidden[keep.to(hidden.device)], None)
-        hidden, logits = hidden_and_logits(self._model, inputs)
-        return ResponseStates(hidden[keep.to(hidden.device)], logits[keep.to(logits.device)])
+            hidden = hidden.flatten(0, 1).index_select(0, to_device(positions, hidden.device))
+        else:
+            hidden, logits = (states[0] for states in hidden_and_logits(self._model, inputs, positions))
+        return ResponseStates(hidden, logits, to_device(targets, hidden.device))
 
-    def token_facts(self, states: ResponseStates, targets: Tensor, *, with_top: bool) -> dict[str, Tensor]:
+    def token_facts(self, states: ResponseStates, *, with_top: bool) -> dict[str, Tensor]:
         """log p of the n target tokens; with `with_top` also the most probable token at each place.
 
         Returns:
             logp (n,) float32; top (n,) int32 and top_logp (n,) float32.
         """
         pieces: list[dict[str, Tensor]] = []
-        for start in range(0, len(targets), LOGITS_AT_A_TIME):
+        for start in range(0, len(states.targets), LOGITS_AT_A_TIME):
             part = slice(start, start + LOGITS_AT_A_TIME)
             logits = self._head(states.hidden[part]) if states.logits is None else states.logits[part]
-            part_targets = targets[part].to(logits.device)
+            targets = states.targets[part].to(logits.device)
             rows = max(1, FLOAT32_BYTES["cpu" if logits.device.type == "cpu" else "gpu"] // (4 * logits.shape[1]))
-            for piece in zip(logits.split(rows), part_targets.split(rows), strict=True):
+            for piece in zip(logits.split(rows), targets.split(rows), strict=True):
                 pieces.append(_facts(*piece, with_top))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 

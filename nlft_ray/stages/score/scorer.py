@@ -3,10 +3,12 @@
 A row's contexts share the question, so they run as a tree: what its prompts have in common is the trunk, the rest of
 each prompt with the response a branch. The trees of a batch stand one after another in a single sequence
 (`models.packing`). Where the model does not take that, every context is padded and runs by itself.
+
+Within a batch the host waits for nothing: all indices are known to it, and a pass's facts come back in one transfer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -20,7 +22,7 @@ from nlft_ray.config.options import USUAL_MAX_TOKENS_PER_BATCH
 from nlft_ray.core.alignment import pad_batch
 from nlft_ray.core.geometry import hidden_geometry
 from nlft_ray.core.prefix import common_prefix_length
-from nlft_ray.models.abilities import longest_unswitched, start_packing, stores_prefixes
+from nlft_ray.models.abilities import longest_together, start_packing, stores_prefixes
 from nlft_ray.models.loading import vocabulary_size
 from nlft_ray.models.memory import Batches
 from nlft_ray.models.packing import PackedTexts, moved
@@ -28,6 +30,7 @@ from nlft_ray.models.prefix_states import PrefixStates
 from nlft_ray.models.sharding import is_shared
 from nlft_ray.stages.score.contexts import Context, ScoringRow
 from nlft_ray.stages.score.response_head import ResponseHead
+from nlft_ray.stages.score.transfer import to_host
 
 Array = NDArray[Any]
 
@@ -51,10 +54,14 @@ class ContextFacts:
     hidden_cos: Array | None = None  # (n, K) float32
 
 
+RowFacts = dict[Context, ContextFacts]
+
+
 @dataclass(frozen=True)
 class Tree:
-    """A row's prompts, which share their beginning, each followed by the response. Nothing of a branch is empty."""
+    """Prompts of a row, which share their beginning, each followed by the response. Nothing of a branch is empty."""
 
+    row: int  # of the batch
     trunk: list[int]
     rests: dict[Context, list[int]]  # what each prompt adds to the trunk
     response_ids: list[int]
@@ -62,6 +69,13 @@ class Tree:
     def __len__(self) -> int:
         """Tokens that run: a response's last token predicts nothing that is asked for."""
         return len(self.trunk) + sum(len(rest) + len(self.response_ids) - 1 for rest in self.rests.values())
+
+    def parts(self, max_tokens: int) -> list["Tree"]:
+        """The tree in as few as hold at most `max_tokens` tokens (or a single context); each has the trunk."""
+        contexts = list(self.rests)
+        lengths = [len(rest) + len(self.response_ids) - 1 for rest in self.rests.values()]
+        slices = fill(lengths, max_tokens - len(self.trunk))
+        return [replace(self, rests={context: self.rests[context] for context in contexts[part]}) for part in slices]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +85,14 @@ class ScoringBatch:
     rows: Sequence[ScoringRow]
     prefixes: Mapping[Context, list[int]]
     """The common beginning of all prompts of a context here: it runs once, and its states are stored. May be empty."""
-    trees: Sequence[Tree]
-    """The rest of each row that is still to run; empty where contexts are padded."""
+    forests: Sequence[Sequence[Tree]]
+    """The trees of each pass: the rest of each row that is still to run; empty where contexts are padded."""
 
     @property
     def tokens(self) -> int:
         """Tokens that run, apart from prefixes and padding."""
-        if self.trees:
-            return sum(map(len, self.trees))
+        if self.forests:
+            return sum(len(tree) for forest in self.forests for tree in forest)
         return sum(
             length - len(self.prefixes[context]) for row in self.rows for context, length in row.lengths().items()
         )
@@ -92,15 +106,17 @@ Responses = Sequence[tuple[int, Context]]
 class ForwardPass:
     """(B, T) tokens that run at once, with N response tokens among them, response after response."""
 
-    prefix: list[int]  # what has run before
+    prefix: list[int]  # whose stored states the tokens continue
     inputs: dict[str, Any]  # arguments of the model's forward
-    keep: torch.Tensor  # (B, T) bool, the positions that predict response tokens
+    positions: torch.Tensor  # (N,) int64, those that predict response tokens, row after row of B · T
     targets: torch.Tensor  # (N,) int64, the response tokens
     responses: Responses
     counts: list[int]  # how many of the N tokens each response has
 
 
 MakePass = Callable[[Responses], ForwardPass]
+ReadFacts = Callable[[], list[dict[str, Array]]]
+"""Waits for the facts of each response of a pass."""
 
 
 class Scorer:
@@ -111,13 +127,17 @@ class Scorer:
         self._pad_id = pad_id
         kind = "cpu" if model.device.type == "cpu" else "gpu"
         self._max_tokens = max_tokens_per_batch or USUAL_MAX_TOKENS_PER_BATCH[kind]
+        parts = set((getattr(model, "hf_device_map", None) or {"": kind}).values())
+        self.ahead = 0 if kind == "cpu" else len(parts)
+        """Batches to launch before the results of one are asked for, so that every GPU that holds a part of the model
+        works; none on a CPU, which works only while it is waited for."""
         self._window = hidden_window
-        self._longest_together = longest_unswitched(model.config)
         self._stores_prefixes = stores_prefixes(model)
         self._prefix_states = PrefixStates(model)
         self._head = ResponseHead(model)
         self._memory = Batches("responses under their contexts", _ADVICE, halves=not is_shared(model))
         self._packs = start_packing(model)
+        self._longest_together = longest_together(model)
 
     def packs(self) -> bool:
         """Whether what a row's contexts share runs once; else every context is padded and runs by itself."""
@@ -139,23 +159,30 @@ class Scorer:
         return batches
 
     def _runs_alone(self, row: ScoringRow) -> bool:
-        """Whether the row's length changes what the model makes of all texts beside it."""
+        """Whether the row's length changes what the model makes of all texts beside it, or needs a mask too large."""
         return self._longest_together is not None and max(row.lengths().values()) > self._longest_together
 
-    def _batches_of_trees(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
+    def _batches_of_trees(self, rows: Sequence[ScoringRow]) -> Iterator[ScoringBatch]:
         trunks = [_common_prefix(list(row.prompts.values())) for row in rows]
         prefix = _common_prefix(trunks)
-        trees = [
-            Tree(
-                trunk=trunk[len(prefix) :],
-                rests={context: prompt[len(trunk) :] for context, prompt in row.prompts.items()},
-                response_ids=row.response_ids,
-            )
-            for row, trunk in zip(rows, trunks, strict=True)
-        ]
-        prefixes: dict[Context, list[int]] = dict.fromkeys(get_args(Context), prefix)
-        slices = fill([len(tree) for tree in trees], self._max_tokens)
-        return [ScoringBatch(rows[part], prefixes, trees[part]) for part in slices]
+        trees = [_tree(0, row, trunk, prefix) for row, trunk in zip(rows, trunks, strict=True)]
+        for part in fill([len(tree) for tree in trees], self._max_tokens):
+            first = trees[part.start]
+            if len(first) > self._max_tokens:
+                yield self._batch_in_passes(rows[part.start], trunks[part.start], prefix)
+            else:
+                forest = [replace(tree, row=index) for index, tree in enumerate(trees[part])]
+                yield ScoringBatch(rows[part], dict.fromkeys(get_args(Context), prefix), [forest])
+
+    def _batch_in_passes(self, row: ScoringRow, trunk: list[int], prefix: list[int]) -> ScoringBatch:
+        """A row whose contexts together are too many tokens: some of them in each pass, in most cases one.
+
+        Its trunk runs in every pass, or where that is less work once, with its states stored, as prefixes are.
+        """
+        parts = _tree(0, row, trunk, prefix).parts(self._max_tokens)
+        if len(trunk) < len(parts) * (len(trunk) - len(prefix)):
+            prefix, parts = trunk, _tree(0, row, trunk, trunk).parts(self._max_tokens)
+        return ScoringBatch([row], dict.fromkeys(get_args(Context), prefix), [[part] for part in parts])
 
     def _padded_batches(self, rows: Sequence[ScoringRow]) -> list[ScoringBatch]:
         tokens = [sum(row.lengths().values()) for row in rows]
@@ -172,39 +199,61 @@ class Scorer:
         return prefixes
 
     @torch.inference_mode()
-    def score(self, batch: ScoringBatch) -> list[dict[Context, ContextFacts]]:
-        """Facts of every row of a batch under each of its contexts."""
-        facts: list[dict[Context, ContextFacts]] = [{} for _ in batch.rows]
-        for responses, make_pass in [_forest(batch)] if batch.trees else self._padded(batch):
-            found = self._memory.run(responses, partial(_length, batch), partial(self._run_some, make_pass))
-            for (row, context), some in zip(responses, found, strict=True):
-                facts[row][context] = some
+    def launch(self, batch: ScoringBatch) -> Callable[[], list[RowFacts]]:
+        """Have the model begin with a batch.
+
+        Returns:
+            What waits for its end: facts of every row under each of its contexts. On a GPU other batches may be
+            launched before that, so that it has no pause.
+        """
+        passes: list[tuple[Responses, ReadFacts]] = []
+        for responses, make_pass in self._passes(batch):
+            passes += self._memory.run(responses, partial(_length, batch), partial(self._launch_some, make_pass))
+
+        def facts() -> list[RowFacts]:
+            found: list[RowFacts] = [{} for _ in batch.rows]
+            for responses, read in passes:
+                for (row, context), values in zip(responses, read(), strict=True):
+                    found[row][context] = ContextFacts(**values)
+            return found
+
         return facts
 
-    def _padded(self, batch: ScoringBatch) -> Iterator[tuple[Responses, MakePass]]:
+    def score(self, batch: ScoringBatch) -> list[RowFacts]:
+        """Facts of every row of a batch under each of its contexts."""
+        return self.launch(batch)()
+
+    def _launch_some(self, make_pass: MakePass, responses: Responses) -> list[tuple[Responses, ReadFacts]]:
+        return [(responses, self._run(make_pass(responses)))]
+
+    def _passes(self, batch: ScoringBatch) -> Iterator[tuple[Responses, MakePass]]:
+        """The responses of each pass, and how to make one of them, or of some of them."""
+        for forest in batch.forests:
+            responses = [(tree.row, context) for tree in forest for context in tree.rests]
+            yield responses, partial(_forest_pass, forest, batch.prefixes["base"])
+        if not batch.forests:
+            yield from self._padded_passes(batch)
+
+    def _padded_passes(self, batch: ScoringBatch) -> Iterator[tuple[Responses, MakePass]]:
         """Context after context, texts of similar length together."""
         for context, prefix in batch.prefixes.items():
             responses = [(index, context) for index, row in enumerate(batch.rows) if context in row.prompts]
             for part in pack([_length(batch, response) for response in responses], self._max_tokens):
                 yield [responses[number] for number in part], partial(_padded_pass, batch, prefix, self._pad_id)
 
-    def _run_some(self, make_pass: MakePass, responses: Responses) -> list[ContextFacts]:
-        return self._run(make_pass(responses))
-
-    def _run(self, forward_pass: ForwardPass) -> list[ContextFacts]:
-        """Facts of each response of the pass."""
+    def _run(self, forward_pass: ForwardPass) -> ReadFacts:
+        """Launch a pass; what waits for the facts of each of its responses."""
         stored = self._prefix_states.get(forward_pass.prefix)
         inputs = moved(forward_pass.inputs, self._model.device)
         inputs |= {"past_key_values": stored, "use_cache": stored is not None}
-        states = self._head.states(inputs, forward_pass.keep).split(forward_pass.counts)
-        targets = forward_pass.targets.split(forward_pass.counts)
+        states = self._head.states(inputs, forward_pass.positions, forward_pass.targets).split(forward_pass.counts)
         facts = []
-        for (_, context), own_states, own_targets in zip(forward_pass.responses, states, targets, strict=True):
-            values = self._head.token_facts(own_states, own_targets, with_top=context in _TOP)
+        for (_, context), own in zip(forward_pass.responses, states, strict=True):
+            values = self._head.token_facts(own, with_top=context in _TOP)
             if context in _GEOMETRY:
-                values["hidden_norm"], values["hidden_cos"] = hidden_geometry(own_states.hidden, self._window)
-            facts.append(ContextFacts(**{name: value.cpu().numpy() for name, value in values.items()}))
-        return facts
+                values["hidden_norm"], values["hidden_cos"] = hidden_geometry(own.hidden, self._window)
+            facts.append(values)
+        return to_host(facts)
 
 
 def _common_prefix(prompts: list[list[int]]) -> list[int]:
@@ -217,29 +266,29 @@ def _length(batch: ScoringBatch, response: tuple[int, Context]) -> int:
     return batch.rows[index].lengths()[context] - len(batch.prefixes[context])
 
 
-def _forest(batch: ScoringBatch) -> tuple[Responses, MakePass]:
-    """All responses of a batch of trees, and how to make a pass of some of them."""
-    responses = [(index, context) for index, tree in enumerate(batch.trees) for context in tree.rests]
-    return responses, partial(_forest_pass, batch)
+def _tree(index: int, row: ScoringRow, trunk: list[int], prefix: list[int]) -> Tree:
+    """A row's prompts behind a prefix, of which the trunk is the continuation."""
+    rests = {context: prompt[len(trunk) :] for context, prompt in row.prompts.items()}
+    return Tree(index, trunk[len(prefix) :], rests, row.response_ids)
 
 
-def _forest_pass(batch: ScoringBatch, responses: Responses) -> ForwardPass:
-    """Trees of a batch in one sequence, without padding: the branches of these responses, those of a row together."""
-    prefix = batch.prefixes["base"]  # the same for all contexts
+def _forest_pass(forest: Sequence[Tree], prefix: list[int], responses: Responses) -> ForwardPass:
+    """Trees in one sequence, without padding, which continue the same prefix: the branches of these responses, those of
+    a row together."""
+    trees = {tree.row: tree for tree in forest}
     texts = PackedTexts(stored=len(prefix))
     positions: list[int] = []
     targets: list[int] = []
-    for index, branches in groupby(responses, key=itemgetter(0)):
-        tree = batch.trees[index]
+    for row, branches in groupby(responses, key=itemgetter(0)):
+        tree = trees[row]
         trunk = texts.append(tree.trunk, texts.beginning) if tree.trunk else texts.beginning
         for _, context in branches:
             texts.append([*tree.rests[context], *tree.response_ids[:-1]], trunk)
             end = len(texts.ids)
             positions.extend(range(end - len(tree.response_ids), end))
             targets.extend(tree.response_ids)
-    keep = torch.zeros(1, len(texts.ids), dtype=torch.bool).index_fill_(1, torch.tensor(positions), True)
-    counts = [len(batch.trees[index].response_ids) for index, _ in responses]
-    return ForwardPass(prefix, texts.inputs(), keep, torch.tensor(targets), responses, counts)
+    counts = [len(trees[row].response_ids) for row, _ in responses]
+    return ForwardPass(prefix, texts.inputs(), torch.tensor(positions), torch.tensor(targets), responses, counts)
 
 
 def _padded_pass(batch: ScoringBatch, prefix: list[int], pad_id: int, responses: Responses) -> ForwardPass:
@@ -250,7 +299,8 @@ def _padded_pass(batch: ScoringBatch, prefix: list[int], pad_id: int, responses:
         texts.append((row.prompts[context][stored:] + row.response_ids, len(row.prompts[context]) - stored))
     padded = pad_batch(texts, pad_id)
     counts = [len(batch.rows[index].response_ids) for index, _ in responses]
-    return ForwardPass(prefix, {"input_ids": padded.input_ids}, padded.keep, padded.targets, responses, counts)
+    positions = padded.keep.flatten().nonzero()[:, 0]
+    return ForwardPass(prefix, {"input_ids": padded.input_ids}, positions, padded.targets, responses, counts)
 
 
 def pack(lengths: list[int], max_tokens: int) -> list[list[int]]:

@@ -1,6 +1,10 @@
 """Facts about the tokens of a table of examples, in this process."""
 
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,6 +19,18 @@ from nlft_ray.stages.score.contexts import Context, RowBuilder, ScoringRow
 from nlft_ray.stages.score.finished_batches import FinishedBatches
 from nlft_ray.stages.score.scorer import ContextFacts, Scorer, ScoringBatch
 from nlft_ray.tables.schema import SCORED, problem_with_example
+
+ROWS_AT_ONCE = 256
+"""Rows that are made ids of at a time, while the model runs over those before them."""
+
+
+@dataclass
+class PreparedRows:
+    """Some rows of a table, as ids."""
+
+    rows: list[ScoringRow] = field(default_factory=list)
+    rejects: list[tuple[Any, str]] = field(default_factory=list)
+    truncated: int = 0
 
 
 class ScoreWorker:
@@ -41,29 +57,57 @@ class ScoreWorker:
         self._build = RowBuilder(tokenizer, config.prompts.model_copy(update={"instruction_role": role}), end)
         self._scorer = replica_of(config.pool, load_scorer, config, end)
         self._vocabulary = self._scorer.vocabulary()
+        self._is_shared = config.pool.tensor_parallel > 1
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
-        rows: list[ScoringRow] = []
+        if self._finished is not None:
+            self._finished.begin(table["id"].to_pylist())
         rejects: list[tuple[Any, str]] = []
-        truncated = 0
-        for example in table.to_pylist():
-            row = problem_with_example(example) or self._build(example)
-            fitted = row if isinstance(row, str) else self._fit(row)
-            if isinstance(fitted, str):
-                rejects.append((example, fitted))
-            else:
-                rows.append(fitted)
-                truncated += fitted is not row
-        batches = self._scorer.batches(rows)
-        counts = _counts(rows) | {"truncated": truncated, "tokens_run": _tokens_run(batches)}
+        batches: list[ScoringBatch] = []
+        counts: Counter[str] = Counter()
+
+        def prepared_batches() -> Iterator[ScoringBatch]:
+            for prepared in self._prepared(table):
+                rejects.extend(prepared.rejects)
+                counts.update(_counts(prepared.rows) | {"truncated": prepared.truncated})
+                some = self._scorer.batches(prepared.rows)
+                batches.extend(some)
+                yield from some
+
+        tables = [self.schema.empty_table(), *self._tables(prepared_batches())]
+        counts["tokens_run"] = _tokens_run(batches)
         if not self._scorer.packs():
             counts["padded_contexts"] = counts["contexts"]
         return WorkResult(
-            pa.concat_tables([self.schema.empty_table(), *self._tables(batches)]),
+            pa.concat_tables(tables),
             rejects,
             tokens=counts["tokens_run"],
             counts={name: float(count) for name, count in counts.items()},
         )
+
+    def _prepared(self, table: pa.Table) -> Iterator[PreparedRows]:
+        """The table's rows as ids, some at a time: while the model runs over them, a thread prepares the next."""
+        coming: Future[PreparedRows] | None = None
+        with ThreadPoolExecutor(1, "rows-to-score") as thread:
+            for start in range(0, table.num_rows, ROWS_AT_ONCE):
+                following = thread.submit(self._prepare, table.slice(start, ROWS_AT_ONCE))
+                if coming is not None:
+                    yield coming.result()
+                coming = following
+            if coming is not None:
+                yield coming.result()
+
+    def _prepare(self, table: pa.Table) -> PreparedRows:
+        prepared = PreparedRows()
+        for example in table.to_pylist():
+            row = problem_with_example(example) or self._build(example)
+            fitted = row if isinstance(row, str) else self._fit(row)
+            if isinstance(fitted, str):
+                prepared.rejects.append((example, fitted))
+            else:
+                prepared.rows.append(fitted)
+                prepared.truncated += fitted is not row
+        return prepared
 
     def _fit(self, row: ScoringRow) -> ScoringRow | str:
         """The row if it fits the model in every context, or cut at its end where that was asked for; else why not."""
@@ -78,28 +122,40 @@ class ScoreWorker:
             return f"too long: {lengths} tokens; the model takes {self._max_length}"
         return ScoringRow(row.id, row.verdict, row.prompts, row.response_ids[:room], row.standard_ids)
 
-    def _tables(self, batches: Sequence[ScoringBatch]) -> list[pa.Table]:
-        """The scored rows of each batch, those that are finished as they are."""
-        if self._finished is None:
-            return [self._score(batch) for batch in batches]
-        self._finished.begin([row.id for batch in batches for row in batch.rows])
-        tables = []
+    def _tables(self, batches: Iterator[ScoringBatch]) -> Iterator[pa.Table]:
+        """The scored rows of each batch, those that are finished as they are; some batches are launched ahead."""
+        under_way: deque[Callable[[], pa.Table]] = deque()
+        ahead = 0 if self._is_shared else self._scorer.ahead
         try:
             for batch in batches:
-                table = self._finished.get(batch)
-                if table is None:
-                    self._finished.write_when_due()
-                    table = self._score(batch)
-                    self._finished.add(batch, table)
-                tables.append(table)
+                under_way.append(self._begin(batch))
+                while len(under_way) > ahead:
+                    yield under_way.popleft()()
+            while under_way:
+                yield under_way.popleft()()
         finally:
-            self._finished.wait()  # nothing may be written any more when the stage removes what was
-        return tables
+            if self._finished is not None:
+                self._finished.wait()  # nothing may be written any more when the stage removes what was
 
-    def _score(self, batch: ScoringBatch) -> pa.Table:
-        facts = self._scorer.score(batch)
-        rows = [_scored_row(row, row_facts) for row, row_facts in zip(batch.rows, facts, strict=True)]
-        return pa.Table.from_pylist(rows, schema=self.schema)
+    def _begin(self, batch: ScoringBatch) -> Callable[[], pa.Table]:
+        """Launch a batch that is not finished; what waits for its scored rows."""
+        finished = self._finished
+        if finished is not None:
+            table = finished.get(batch)
+            if table is not None:
+                return lambda: table
+            finished.write_when_due()
+        # what waits for other processes cannot come from them
+        facts = partial(self._scorer.score, batch) if self._is_shared else self._scorer.launch(batch)
+
+        def scored() -> pa.Table:
+            rows = [_scored_row(row, row_facts) for row, row_facts in zip(batch.rows, facts(), strict=True)]
+            table = pa.Table.from_pylist(rows, schema=self.schema)
+            if finished is not None:
+                finished.add(batch, table)
+            return table
+
+        return scored
 
 
 def load_scorer(config: ScoreConfig, pad_id: int) -> Scorer:
