@@ -32,12 +32,14 @@ class ImportOptions(Strict):
     """What to import, and how its columns are called."""
 
     source: PathOrName
-    """File (JSONL, JSON or Parquet), folder of such files, `datasets` name, or `sandbox` for generated problems."""
+    """File (JSONL, JSON, CSV, TSV, each also .gz or .zst, Parquet or Arrow), folder of such files, `datasets` name, or
+    `sandbox` for generated problems."""
     format: Literal["gsm8k", "nlft", "cut", "columns", "sandbox"]
     """`gsm8k`: question, answer. `nlft`: instruction, input, output, judgment, answer, score. `cut`: the same without
     answers. `columns`: any columns, named by `columns`. `sandbox`: problems of the embedded world."""
     columns: dict[str, str] = {}
-    """For `columns`: our column name → theirs, such as `question: prompt`."""
+    """For `columns`: our column name → theirs, such as `question: prompt`; a path, such as `meta.answers[0]`; or a
+    Jinja template, such as `{{ Body }} {{ Question }}`."""
     dataset_name: str | None = None
     """Configuration of a `datasets` name, such as `main`."""
     split: str = "train"

@@ -12,29 +12,23 @@ means that there was nothing to criticise.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from nlft_ray.config import ImportOptions
 from nlft_ray.core.answers import answers_agree, final_answer
 from nlft_ray.errors import UserError
+from nlft_ray.stages.importing.cells import BadRow, Record, columns_of, is_template, look_up, text_of, text_reader
 from nlft_ray.tables.schema import CORRECT, INCORRECT
 
-Record = Mapping[str, Any]
 Row = dict[str, Any]
 
 TARGETS = ("id", "instruction", "question", "standard_answer", "response", "verdict", "judgment", "source")
 """Our columns that `columns` may fill. Token ids are not among them: whose tokenizer made them is unknown."""
 FAILED_JUDGMENT = "$ERROR$"
 """The mark that the judging scripts of CUT and their relatives write where the judge could not be reached."""
-_MAY_BE_NUMBERS = ("id", "standard_answer", "answer")
 _VERDICTS = dict.fromkeys(("correct", "true", "1"), CORRECT) | dict.fromkeys(("incorrect", "false", "0"), INCORRECT)
-
-
-class BadRow(Exception):
-    """Why a record cannot become a row; one of a few reasons, so that they can be counted."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +123,26 @@ def _columns_format(columns: Mapping[str, str]) -> Format:
             "columns: nothing says which responses are correct; map `verdict`, `judgment` or `standard_answer`."
         )
 
+    readers = {ours: text_reader(theirs, ours) for ours, theirs in columns.items()}
+
     def convert(record: Record, counts: Counter[str]) -> Row:
-        row = {ours: text_of(record, theirs, ours) for ours, theirs in columns.items() if ours != "verdict"}
+        row = {ours: read(record) for ours, read in readers.items() if ours != "verdict"}
         if "response" in columns:
             row["verdict"] = _verdict(row, record, columns)
         return row
 
     table = "questions" if "response" not in columns else "examples" if "judgment" in columns else "responses"
-    return Format(table, tuple(columns.values()), convert)
+    return Format(table, tuple(name for theirs in columns.values() for name in columns_of(theirs)), convert)
+
+
+def _verdict_cell(record: Record, column: str) -> Any:
+    """What is said of a response: a template's text, or a cell that may hold a boolean or a number."""
+    return text_reader(column, "verdict")(record) if is_template(column) else look_up(record, column)
 
 
 def _verdict(row: Row, record: Record, columns: Mapping[str, str]) -> str:
     if "verdict" in columns:
-        value = look_up(record, columns["verdict"])
+        value = _verdict_cell(record, columns["verdict"])
         verdict = _VERDICTS.get(str(value).strip().lower())
         if verdict is None:
             raise BadRow("verdict is none of correct, incorrect, true, false, 1, 0")
@@ -154,60 +155,3 @@ def _verdict(row: Row, record: Record, columns: Mapping[str, str]) -> str:
     if "judgment" in columns:
         return CORRECT
     raise BadRow("no verdict: there is no standard answer with a number to compare; map a `verdict` column")
-
-
-def look_up(record: Record, column: str) -> Any:
-    """A cell. `a.b` is key b of the object in column a, unless there is a column of that very name."""
-    if column in record or "." not in column:
-        return record.get(column)
-    outer, _, inner = column.partition(".")
-    nested = record.get(outer)
-    return look_up(nested, inner) if isinstance(nested, Mapping) else None
-
-
-def text_of(record: Record, column: str, ours: str = "") -> str | None:
-    """A cell as text, unchanged; None where it is missing or blank.
-
-    Raises:
-        BadRow: it holds something else.
-    """
-    value = look_up(record, column)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (ours or column) in _MAY_BE_NUMBERS:
-        return str(value)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise BadRow(f"{column} is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise BadRow(f"{column} is not valid Unicode") from None
-    return value if value.strip() else None
-
-
-def check_columns(needed: Iterable[str], records: Iterable[Record]) -> None:
-    """Whether the first records have the columns that a format reads.
-
-    Raises:
-        UserError: names what is missing, what there is, and what comes near.
-    """
-    there: dict[str, None] = {}
-    for record in records:
-        there.update(dict.fromkeys(_columns_of(record)))
-    problems = []
-    for column in needed if there else ():
-        if column not in there:
-            near = get_close_matches(column, there, n=3)
-            problems.append(f"  {column}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    if problems:
-        raise UserError(
-            "source: the first rows have no column\n" + "\n".join(problems) + f"\nThey have: {', '.join(there)}."
-        )
-
-
-def _columns_of(record: Record, prefix: str = "") -> Iterable[str]:
-    for column, value in record.items():
-        yield f"{prefix}{column}"
-        if isinstance(value, Mapping):
-            yield from _columns_of(value, f"{prefix}{column}.")

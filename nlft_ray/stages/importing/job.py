@@ -16,7 +16,8 @@ import pyarrow as pa
 from nlft_ray.config import ImportConfig
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
-from nlft_ray.stages.importing.formats import BadRow, Format, check_columns, format_of
+from nlft_ray.stages.importing.cells import BadRow, check_columns
+from nlft_ray.stages.importing.formats import Format, format_of
 from nlft_ray.stages.importing.readers import Raw
 from nlft_ray.stages.importing.sources import open_source
 from nlft_ray.storage.folder import Folder
