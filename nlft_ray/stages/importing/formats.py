@@ -4,7 +4,7 @@
 |-----------|---------------------------------------------------------------------------------------------|
 | questions | no response                                                                                 |
 | responses | a response, and no column of judgments (`columns` without `judgment`)                       |
-| examples  | a response and a column of judgments (`nlft`, `cut`, `columns` with `judgment`)             |
+| examples  | a response and a column of judgments (`nlft`, `cut`, others with `columns.judgment`)        |
 
 The verdict comes from, in this order: a verdict column; the score (`nlft`, `cut`); a judgment, which only incorrect
 responses have; the standard answer, where its final answer can be compared; an empty cell in a judgment column, which
@@ -28,6 +28,8 @@ TARGETS = ("id", "instruction", "question", "standard_answer", "response", "verd
 """Our columns that `columns` may fill. Token ids are not among them: whose tokenizer made them is unknown."""
 FAILED_JUDGMENT = "$ERROR$"
 """The mark that the judging scripts of CUT and their relatives write where the judge could not be reached."""
+PART = "nlft_ray.part"
+"""Column that tells, of a record that makes several rows, which is being made."""
 _VERDICTS = dict.fromkeys(("correct", "true", "1"), CORRECT) | dict.fromkeys(("incorrect", "false", "0"), INCORRECT)
 
 
@@ -39,6 +41,8 @@ class Format:
     needed: tuple[str, ...]
     """Their columns that must exist somewhere in the source."""
     convert: Callable[[Record, Counter[str]], Row]
+    parts: tuple[str, ...] = ()
+    """Columns that each make a row of their own; `convert` finds which in column `PART`."""
 
 
 def format_of(options: ImportOptions) -> Format:
@@ -51,6 +55,10 @@ def format_of(options: ImportOptions) -> Format:
         return Format("questions", ("question", "answer"), _gsm8k)
     if options.format == "sandbox":
         return Format("questions", (), lambda record, counts: dict(record))
+    if options.format == "prompt_completion":
+        return Format("questions", ("prompt", "completion"), _prompt_completion)
+    if options.format == "preference":
+        return _preference_format(options.columns.get("judgment"))
     if options.format == "columns":
         return _columns_format(options.columns)
     question = _question_of_nlft if options.format == "nlft" else _question_of_cut
@@ -66,6 +74,32 @@ def _gsm8k(record: Record, counts: Counter[str]) -> Row:
     if answer is None:
         raise BadRow("answer is missing or empty")
     return {"question": text_of(record, "question"), "standard_answer": answer} | _own_id(record)
+
+
+def _prompt_completion(record: Record, counts: Counter[str]) -> Row:
+    answer = text_of(record, "completion")
+    if answer is None:
+        raise BadRow("completion is missing or empty")
+    return {"question": text_of(record, "prompt"), "standard_answer": answer} | _own_id(record)
+
+
+def _preference_format(reason: str | None) -> Format:
+    """Pairs: the chosen response is correct, and the standard answer to the rejected one, which is incorrect."""
+    read_reason = text_reader(reason, "judgment") if reason else None
+
+    def convert(record: Record, counts: Counter[str]) -> Row:
+        part = record[PART]
+        rejected, own = part == "rejected", _own_id(record)
+        return {
+            "question": text_of(record, "prompt"),
+            "standard_answer": text_of(record, "chosen") if rejected else None,
+            "response": text_of(record, part),
+            "verdict": INCORRECT if rejected else CORRECT,
+            "judgment": read_reason(record) if read_reason and rejected else None,
+        } | ({"id": f"{own['id']}-{part}"} if own else {})
+
+    needed = ("prompt", "chosen", "rejected", *(columns_of(reason) if reason else ()))
+    return Format("examples" if reason else "responses", needed, convert, ("chosen", "rejected"))
 
 
 def _own_id(record: Record) -> Row:

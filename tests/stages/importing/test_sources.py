@@ -57,6 +57,31 @@ def test_every_suffix_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert list(table)[-1] == ("x.lines-5" if suffix == "lines.json" else "x-5")
 
 
+def test_preference_pairs_make_two_responses_each(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "3", "why": "One too many."},
+        {"prompt": "?", "chosen": "x"},
+    ]
+    source = write_lines(tmp_path / "p.jsonl", pairs)
+    columns = {"judgment": "why"}
+    run(source, tmp_path / "out", format="preference", columns=columns, max_reject_fraction=1)
+    table = read_table(tmp_path / "out")
+    assert [row["response"] for row in table.values()] == ["2", "3", "x"]
+    wrong, right = table["p-1-rejected"], table["p-1-chosen"]
+    assert (wrong["verdict"], wrong["judgment"], wrong["standard_answer"]) == ("incorrect", "One too many.", "2")
+    assert (right["verdict"], right["judgment"], right["standard_answer"]) == ("correct", None, None)
+    assert [row["reason"] for row in read_rejects(tmp_path / "out")] == ["response is missing or empty: p.jsonl line 2"]
+    without = run(source, tmp_path / "responses", format="preference", max_reject_fraction=1)
+    assert without.manifest.identity.table == "responses"
+
+
+def test_completions_are_standard_answers(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "p.jsonl", [{"prompt": "1 + 1?", "completion": "2"}])
+    run(source, tmp_path / "out", format="prompt_completion")
+    row = read_table(tmp_path / "out")["p-1"]
+    assert (row["question"], row["standard_answer"]) == ("1 + 1?", "2")
+
+
 def test_feather_and_a_saved_dataset_are_read(tmp_path: Path) -> None:
     pa.feather.write_feather(pa.Table.from_pylist(asked(3)), tmp_path / "f.arrow", compression="uncompressed")
     run(tmp_path / "f.arrow", tmp_path / "one", format="gsm8k")
