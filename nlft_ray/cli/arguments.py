@@ -146,6 +146,10 @@ def _read_file(file: str | None) -> Any:
 
 
 def _read_word(word: str) -> Any:
+    """One setting; a value that begins as a Jinja template is text, although its brackets are YAML's too."""
+    key, _, value = word.partition("=")
+    if value.startswith(("{{", "{%")):
+        word = f"{key}={json.dumps(value)}"
     try:
         return OmegaConf.from_dotlist([word])
     except (OmegaConfBaseException, yaml.YAMLError) as error:

@@ -15,7 +15,8 @@ from nlft_ray.core.answers import final_answer
 from nlft_ray.errors import UserError
 from nlft_ray.execution import process
 from nlft_ray.log import log
-from nlft_ray.stages.importing.formats import TARGETS, BadRow, Format, Row, format_of
+from nlft_ray.stages.importing.cells import BadRow
+from nlft_ray.stages.importing.formats import TARGETS, Format, Row, format_of
 from nlft_ray.stages.importing.readers import Raw
 from nlft_ray.stages.importing.sources import open_source
 

@@ -32,12 +32,16 @@ class ImportOptions(Strict):
     """What to import, and how its columns are called."""
 
     source: PathOrName
-    """File (JSONL, JSON or Parquet), folder of such files, `datasets` name, or `sandbox` for generated problems."""
-    format: Literal["gsm8k", "nlft", "cut", "columns", "sandbox"]
+    """File (JSONL, JSON, CSV, TSV, each also .gz or .zst, Parquet or Arrow), folder of such files, `datasets` name, or
+    `sandbox` for generated problems."""
+    format: Literal["gsm8k", "nlft", "cut", "prompt_completion", "preference", "columns", "sandbox"]
     """`gsm8k`: question, answer. `nlft`: instruction, input, output, judgment, answer, score. `cut`: the same without
-    answers. `columns`: any columns, named by `columns`. `sandbox`: problems of the embedded world."""
+    answers. `prompt_completion` (TRL's): a completion is the standard answer. `preference` (TRL's prompt, chosen,
+    rejected): two responses a row, the rejected one incorrect; `columns.judgment` names its reason. `columns`: any
+    columns, named by `columns`. `sandbox`: problems of the embedded world."""
     columns: dict[str, str] = {}
-    """For `columns`: our column name → theirs, such as `question: prompt`."""
+    """For `columns`: our column name → theirs, such as `question: prompt`; a path, such as `meta.answers[0]`; or a
+    Jinja template, such as `{{ Body }} {{ Question }}`."""
     dataset_name: str | None = None
     """Configuration of a `datasets` name, such as `main`."""
     split: str = "train"
@@ -53,7 +57,10 @@ class ImportOptions(Strict):
 
     @model_validator(mode="after")
     def _columns_fit_format(self) -> "ImportOptions":
-        if (self.format == "columns") != bool(self.columns):
+        if self.format == "preference":
+            if self.columns.keys() - {"judgment"}:
+                raise ValueError("format=preference takes no column but `judgment`, the reason of a rejection")
+        elif (self.format == "columns") != bool(self.columns):
             raise ValueError("format=columns needs `columns`, and only it takes them")
         if (self.format == "sandbox") != (self.source == "sandbox"):
             raise ValueError("format=sandbox and source=sandbox belong together")

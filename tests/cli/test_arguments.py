@@ -99,7 +99,7 @@ def test_a_lone_word_is_refused(word: str) -> None:
 
 def test_a_word_that_is_not_yaml_is_named() -> None:
     with pytest.raises(UserError, match="put it in quotes"):
-        load_config(SampleConfig, None, ["prompts.base={{question}} now"])
+        load_config(SampleConfig, None, ["prompts.base=[question"])
 
 
 def test_a_missing_or_broken_file_is_one_message(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 |-----------|---------------------------------------------------------------------------------------------|
 | questions | no response                                                                                 |
 | responses | a response, and no column of judgments (`columns` without `judgment`)                       |
-| examples  | a response and a column of judgments (`nlft`, `cut`, `columns` with `judgment`)             |
+| examples  | a response and a column of judgments (`nlft`, `cut`, others with `columns.judgment`)        |
 
 The verdict comes from, in this order: a verdict column; the score (`nlft`, `cut`); a judgment, which only incorrect
 responses have; the standard answer, where its final answer can be compared; an empty cell in a judgment column, which
@@ -12,29 +12,25 @@ means that there was nothing to criticise.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from nlft_ray.config import ImportOptions
 from nlft_ray.core.answers import answers_agree, final_answer
 from nlft_ray.errors import UserError
+from nlft_ray.stages.importing.cells import BadRow, Record, columns_of, is_template, look_up, text_of, text_reader
 from nlft_ray.tables.schema import CORRECT, INCORRECT
 
-Record = Mapping[str, Any]
 Row = dict[str, Any]
 
 TARGETS = ("id", "instruction", "question", "standard_answer", "response", "verdict", "judgment", "source")
 """Our columns that `columns` may fill. Token ids are not among them: whose tokenizer made them is unknown."""
 FAILED_JUDGMENT = "$ERROR$"
 """The mark that the judging scripts of CUT and their relatives write where the judge could not be reached."""
-_MAY_BE_NUMBERS = ("id", "standard_answer", "answer")
+PART = "nlft_ray.part"
+"""Column that tells, of a record that makes several rows, which is being made."""
 _VERDICTS = dict.fromkeys(("correct", "true", "1"), CORRECT) | dict.fromkeys(("incorrect", "false", "0"), INCORRECT)
-
-
-class BadRow(Exception):
-    """Why a record cannot become a row; one of a few reasons, so that they can be counted."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,8 @@ class Format:
     needed: tuple[str, ...]
     """Their columns that must exist somewhere in the source."""
     convert: Callable[[Record, Counter[str]], Row]
+    parts: tuple[str, ...] = ()
+    """Columns that each make a row of their own; `convert` finds which in column `PART`."""
 
 
 def format_of(options: ImportOptions) -> Format:
@@ -57,6 +55,10 @@ def format_of(options: ImportOptions) -> Format:
         return Format("questions", ("question", "answer"), _gsm8k)
     if options.format == "sandbox":
         return Format("questions", (), lambda record, counts: dict(record))
+    if options.format == "prompt_completion":
+        return Format("questions", ("prompt", "completion"), _prompt_completion)
+    if options.format == "preference":
+        return _preference_format(options.columns.get("judgment"))
     if options.format == "columns":
         return _columns_format(options.columns)
     question = _question_of_nlft if options.format == "nlft" else _question_of_cut
@@ -72,6 +74,32 @@ def _gsm8k(record: Record, counts: Counter[str]) -> Row:
     if answer is None:
         raise BadRow("answer is missing or empty")
     return {"question": text_of(record, "question"), "standard_answer": answer} | _own_id(record)
+
+
+def _prompt_completion(record: Record, counts: Counter[str]) -> Row:
+    answer = text_of(record, "completion")
+    if answer is None:
+        raise BadRow("completion is missing or empty")
+    return {"question": text_of(record, "prompt"), "standard_answer": answer} | _own_id(record)
+
+
+def _preference_format(reason: str | None) -> Format:
+    """Pairs: the chosen response is correct, and the standard answer to the rejected one, which is incorrect."""
+    read_reason = text_reader(reason, "judgment") if reason else None
+
+    def convert(record: Record, counts: Counter[str]) -> Row:
+        part = record[PART]
+        rejected, own = part == "rejected", _own_id(record)
+        return {
+            "question": text_of(record, "prompt"),
+            "standard_answer": text_of(record, "chosen") if rejected else None,
+            "response": text_of(record, part),
+            "verdict": INCORRECT if rejected else CORRECT,
+            "judgment": read_reason(record) if read_reason and rejected else None,
+        } | ({"id": f"{own['id']}-{part}"} if own else {})
+
+    needed = ("prompt", "chosen", "rejected", *(columns_of(reason) if reason else ()))
+    return Format("examples" if reason else "responses", needed, convert, ("chosen", "rejected"))
 
 
 def _own_id(record: Record) -> Row:
@@ -129,19 +157,26 @@ def _columns_format(columns: Mapping[str, str]) -> Format:
             "columns: nothing says which responses are correct; map `verdict`, `judgment` or `standard_answer`."
         )
 
+    readers = {ours: text_reader(theirs, ours) for ours, theirs in columns.items()}
+
     def convert(record: Record, counts: Counter[str]) -> Row:
-        row = {ours: text_of(record, theirs, ours) for ours, theirs in columns.items() if ours != "verdict"}
+        row = {ours: read(record) for ours, read in readers.items() if ours != "verdict"}
         if "response" in columns:
             row["verdict"] = _verdict(row, record, columns)
         return row
 
     table = "questions" if "response" not in columns else "examples" if "judgment" in columns else "responses"
-    return Format(table, tuple(columns.values()), convert)
+    return Format(table, tuple(name for theirs in columns.values() for name in columns_of(theirs)), convert)
+
+
+def _verdict_cell(record: Record, column: str) -> Any:
+    """What is said of a response: a template's text, or a cell that may hold a boolean or a number."""
+    return text_reader(column, "verdict")(record) if is_template(column) else look_up(record, column)
 
 
 def _verdict(row: Row, record: Record, columns: Mapping[str, str]) -> str:
     if "verdict" in columns:
-        value = look_up(record, columns["verdict"])
+        value = _verdict_cell(record, columns["verdict"])
         verdict = _VERDICTS.get(str(value).strip().lower())
         if verdict is None:
             raise BadRow("verdict is none of correct, incorrect, true, false, 1, 0")
@@ -154,60 +189,3 @@ def _verdict(row: Row, record: Record, columns: Mapping[str, str]) -> str:
     if "judgment" in columns:
         return CORRECT
     raise BadRow("no verdict: there is no standard answer with a number to compare; map a `verdict` column")
-
-
-def look_up(record: Record, column: str) -> Any:
-    """A cell. `a.b` is key b of the object in column a, unless there is a column of that very name."""
-    if column in record or "." not in column:
-        return record.get(column)
-    outer, _, inner = column.partition(".")
-    nested = record.get(outer)
-    return look_up(nested, inner) if isinstance(nested, Mapping) else None
-
-
-def text_of(record: Record, column: str, ours: str = "") -> str | None:
-    """A cell as text, unchanged; None where it is missing or blank.
-
-    Raises:
-        BadRow: it holds something else.
-    """
-    value = look_up(record, column)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (ours or column) in _MAY_BE_NUMBERS:
-        return str(value)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise BadRow(f"{column} is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise BadRow(f"{column} is not valid Unicode") from None
-    return value if value.strip() else None
-
-
-def check_columns(needed: Iterable[str], records: Iterable[Record]) -> None:
-    """Whether the first records have the columns that a format reads.
-
-    Raises:
-        UserError: names what is missing, what there is, and what comes near.
-    """
-    there: dict[str, None] = {}
-    for record in records:
-        there.update(dict.fromkeys(_columns_of(record)))
-    problems = []
-    for column in needed if there else ():
-        if column not in there:
-            near = get_close_matches(column, there, n=3)
-            problems.append(f"  {column}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    if problems:
-        raise UserError(
-            "source: the first rows have no column\n" + "\n".join(problems) + f"\nThey have: {', '.join(there)}."
-        )
-
-
-def _columns_of(record: Record, prefix: str = "") -> Iterable[str]:
-    for column, value in record.items():
-        yield f"{prefix}{column}"
-        if isinstance(value, Mapping):
-            yield from _columns_of(value, f"{prefix}{column}.")

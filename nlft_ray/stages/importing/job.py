@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,8 @@ import pyarrow as pa
 from nlft_ray.config import ImportConfig
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
-from nlft_ray.stages.importing.formats import BadRow, Format, check_columns, format_of
+from nlft_ray.stages.importing.cells import BadRow, check_columns
+from nlft_ray.stages.importing.formats import PART, Format, format_of
 from nlft_ray.stages.importing.readers import Raw
 from nlft_ray.stages.importing.sources import open_source
 from nlft_ray.storage.folder import Folder
@@ -100,7 +101,7 @@ class _Writing:
     def all_of(self, raws: Iterable[Raw], identity: Identity) -> Manifest:
         began = last_line = time.monotonic()
         read = 0
-        for raw in raws:
+        for raw in itertools.chain.from_iterable(map(self._parts_of, raws)):
             read += 1
             self._add(raw)
             if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
@@ -117,6 +118,12 @@ class _Writing:
             seconds=time.monotonic() - began,
             counts=dict(self._counts),
         )
+
+    def _parts_of(self, raw: Raw) -> list[Raw]:
+        """A record once for each row that it makes."""
+        if raw.record is None or not self._form.parts:
+            return [raw]
+        return [replace(raw, id=f"{raw.id}-{part}", record={**raw.record, PART: part}) for part in self._form.parts]
 
     def _add(self, raw: Raw) -> None:
         if raw.record is None:

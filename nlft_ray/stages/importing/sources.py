@@ -10,11 +10,13 @@ from nlft_ray.config import ImportOptions
 from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.sandbox import world
-from nlft_ray.stages.importing.readers import SUFFIXES, Raw, SourceFile, read_file
+from nlft_ray.stages.importing.readers import SUFFIXES, Raw, SourceFile, read_file, unreadable
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import MANIFEST, fingerprint
 
 _HASH_BLOCK_BYTES = 1 << 20
+_SAVED_DATASET = "dataset_info.json"
+"""File that `Dataset.save_to_disk` writes beside the Arrow files with the rows."""
 
 
 class Source(Protocol):
@@ -54,7 +56,8 @@ def _source_file(folder: Folder, name: str) -> SourceFile:
         raise UserError(f"source: {folder / name} has an unknown suffix; it must be one of {', '.join(SUFFIXES)}.")
     if folder.size(name) == 0:
         raise UserError(f"source: {folder / name} is empty.")
-    return SourceFile(folder, name, name.rpartition(".")[0])
+    suffix = max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len)
+    return SourceFile(folder, name, name.removesuffix(suffix))
 
 
 def _folder_source(folder: Folder) -> "FileSource":
@@ -64,7 +67,8 @@ def _folder_source(folder: Folder) -> "FileSource":
             f"source: {folder} is a table of nlft-ray already: name it as another stage's input, or import "
             f"{folder / 'data'}."
         )
-    readable = [name for name in names if name.endswith(SUFFIXES)]
+    suffixes = (".arrow",) if _SAVED_DATASET in names else SUFFIXES
+    readable = [name for name in names if name.endswith(suffixes)]
     if not readable:
         raise UserError(f"source: {folder} holds no files that end in {', '.join(SUFFIXES)}.")
     if len(readable) < len(names):
@@ -83,13 +87,20 @@ class FileSource:
     files: list[SourceFile]
 
     def fingerprint(self) -> str:
-        """Hash of names and contents, read in blocks."""
+        """Hash of names and contents, read in blocks.
+
+        Raises:
+            UserError: a file is not compressed as its name says.
+        """
         digest = hashlib.sha256()
         for file in self.files:
             content = hashlib.sha256()
-            with file.open() as stream:
-                while block := stream.read(_HASH_BLOCK_BYTES):
-                    content.update(block)
+            try:
+                with file.open() as stream:
+                    while block := stream.read(_HASH_BLOCK_BYTES):
+                        content.update(block)
+            except OSError as error:
+                raise unreadable(file, "to its end", error) from error
             digest.update(f"{file.name}:{content.hexdigest()}\n".encode())
         return digest.hexdigest()[:16]
 

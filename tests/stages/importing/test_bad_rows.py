@@ -19,7 +19,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"answer": "1"}', "question is missing or empty"),
     (b'{"question": "a"}', "answer is missing or empty"),
     (b'{"question": "a", "answer": null}', "answer is missing or empty"),
-    (b'{"question": ["a"], "answer": "1"}', "question is not text"),
+    (b'{"question": ["a", "b"], "answer": "1"}', "question is not text"),
     (b'{"question": 5, "answer": "1"}', "question is not text"),
     (b'{"question": "a", "answer": true}', "answer is not text"),
     (b'{"question": "\\ud83d", "answer": "1"}', "question is not valid Unicode"),

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from nlft_ray.config import ImportOptions
+from nlft_ray.cli.arguments import load_config
+from nlft_ray.config import ImportConfig, ImportOptions
 from nlft_ray.errors import UserError
-from nlft_ray.stages.importing.formats import BadRow, check_columns, format_of, look_up
+from nlft_ray.stages.importing.cells import BadRow, check_columns, look_up
+from nlft_ray.stages.importing.formats import format_of
 
 NLFT = {"instruction": "You do sums.", "input": "1 + 1?", "output": "3", "judgment": "It is 2.", "answer": "#### 2"}
+NAN = float("nan")
 
 
 def convert(record: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -119,6 +122,35 @@ def test_a_dot_reaches_into_an_object_unless_a_column_has_that_name() -> None:
     assert look_up({"a": {"b": {"c": 1}}}, "a.b.c") == 1
     assert look_up({"a": {"b": 1}, "a.b": 2}, "a.b") == 2
     assert look_up({"a": 1}, "a.b") is None
+    assert look_up({"a": {"b": [{"c": 1}, {"c": 2}]}}, "a.b[-1].c") == 2
+    assert look_up({"a": [1, 2]}, "a[2]") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(["x"], "x"), ([["x"]], "x"), (float("nan"), None), ([float("nan")], None)]
+)
+def test_a_list_of_one_is_its_value_and_nan_is_missing(value: Any, found: Any) -> None:
+    assert look_up({"a": value}, "a") == found
+
+
+def test_a_template_joins_columns() -> None:
+    columns = {"question": "{{ Body }} {{ row['The question'] }}", "standard_answer": "{{ meta.answers[0] }}"}
+    record = {"Body": "Two pens.", "The question": "How many?", "meta": {"answers": [2, 3]}}
+    row = convert(record, format="columns", columns=columns)
+    assert (row["question"], row["standard_answer"]) == ("Two pens. How many?", "2")
+    assert convert(record | {"Body": float("nan")}, format="columns", columns=columns)["question"] == " How many?"
+
+
+def test_templates_that_fail_name_their_column() -> None:
+    with pytest.raises(UserError, match=r"the template of question is wrong: .* in '{{ a'"):
+        convert({}, format="columns", columns={"question": "{{ a"})
+    with pytest.raises(BadRow, match="the template of question fails: 'Body' is undefined"):
+        convert({}, format="columns", columns={"question": "{{ Body }}"})
+    with pytest.raises(BadRow, match=r"the template of question fails: .*unsafe"):
+        convert({"a": "b"}, format="columns", columns={"question": "{{ a.__class__.__mro__ }}"})
+    form = format_of(ImportOptions(source="x", format="columns", columns={"question": "{{ Bdy }}", "id": "ids[0]"}))
+    with pytest.raises(UserError, match=r"Bdy \(did you mean Body\?\)"):
+        check_columns(form.needed, [{"Body": "x", "ids": ["7", "8"]}])
 
 
 def test_a_missing_column_is_named_with_its_neighbours() -> None:
@@ -128,3 +160,8 @@ def test_a_missing_column_is_named_with_its_neighbours() -> None:
         "source: the first rows have no column\n  qestion (did you mean question?)\n"
         "  answer (did you mean meta.answer?)\nThey have: question, meta, meta.answer, text."
     )
+
+
+def test_a_template_passes_the_command_line() -> None:
+    words = ["source=x.csv", "output=out", "format=columns", "columns.question={{ Body }} {{ Question }}"]
+    assert load_config(ImportConfig, None, words).columns == {"question": "{{ Body }} {{ Question }}"}

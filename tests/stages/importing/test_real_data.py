@@ -51,6 +51,18 @@ def test_verdicts_agree_with_those_that_gsm8k_came_with(shared: Path, tmp_path: 
     assert read_table(tmp_path / "compared") == read_table(tmp_path / "told")
 
 
+def test_svamp_by_a_template(shared: Path, tmp_path: Path) -> None:
+    """Its questions stand in two columns, and its answers are numbers."""
+    source = shared / "data/svamp/SVAMP.json"
+    columns = {"id": "ID", "question": "{{ Body }} {{ Question }}", "standard_answer": "Answer"}
+    assert run(source, tmp_path / "out", format="columns", columns=columns).manifest.rows_out == 1000
+    table = read_table(tmp_path / "out")
+    for record in json.loads(source.read_text()):
+        row = table[record["ID"]]
+        assert row["question"] == f"{record['Body']} {record['Question']}"
+        assert float(row["standard_answer"]) == record["Answer"]
+
+
 def test_sandbox(tmp_path: Path) -> None:
     result = run("sandbox", tmp_path / "out", format="sandbox", limit=30, split="test", instruction="Solve.")
     table = read_table(tmp_path / "out")
