@@ -13,7 +13,7 @@ from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import RAISED, TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
-from nlft_ray.models.automatic import IDS_MADE_ANEW, automatic_settings, least_rows, with_one_commit
+from nlft_ray.models.automatic import IDS_MADE_ANEW, settings_of_stage, least_rows, with_one_commit
 from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
@@ -91,7 +91,7 @@ def run_table_stage(
     identify = partial(_identity, work, writes, input_manifest, renders_prompts)
     begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
     identity, turns = identify() if begun else executor.connect_during(identify)
-    automatic = automatic_settings(config, partial(executor.has_gpus, work), turns)
+    automatic = settings_of_stage(config, partial(executor.has_gpus, work), turns)
     identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
     settled = with_settled_model(turns.settled(config) if turns else config, identity, automatic)
     work = replace(work, config=settled)

@@ -4,12 +4,13 @@ Prompts and responses travel as token ids where the server can: then they are wh
 as with any engine. Else they travel as messages and text, and the response's ids are made of its text.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from nlft_ray.config import ModelServer
 from nlft_ray.errors import UserError
-from nlft_ray.models.engines.chat import NoSuchAddress, RequestFailed, RequestRefused
+from nlft_ray.models.engines.chat import ChatServer, NoSuchAddress, RequestFailed, RequestRefused
 from nlft_ray.models.engines.conversation import Answer, Conversation, Request
 from nlft_ray.models.engines.engine import Decoding, Prompt, prompt_seed
 
@@ -78,12 +79,19 @@ def way_of_prompts(server: ModelServer, ends: list[int]) -> str:
     Raises:
         UserError: it cannot be asked now (see `ChatServer`).
     """
+    chat = ChatServer(server)
+
+    async def ask_for_one_token() -> None:
+        async with chat.client() as client:
+            await chat.complete(client, ids_request(server, ends[:1], 1, ends))
+
     try:
-        (answer,) = Conversation(server).answers([ids_request(server, ends[:1], 1, ends)], "complete")
-    except NoSuchAddress:
+        asyncio.run(ask_for_one_token())
+    except (NoSuchAddress, RequestRefused):
         return "text"
-    if isinstance(answer, RequestRefused):
-        return "text"
-    if isinstance(answer, RequestFailed):
-        raise UserError(f"server: {server.base_url} does not say whether it takes token ids: {answer}. Try again.")
+    except RequestFailed as failure:
+        raise UserError(
+            f"server: whether {server.base_url} takes token ids could not be asked: {failure}. Try again later, or set "
+            "server.prompts."
+        ) from failure
     return "ids"
