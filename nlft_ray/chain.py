@@ -288,7 +288,7 @@ class _Round:
 
 
 def _pool_of_a_server(pool: PoolConfig) -> PoolConfig:
-    """The pool of a stage that a server works for: its actors only wait for answers, so they take any node and no GPU."""
+    """The pool of a stage that asks a server: its actors only wait for answers, so they take any node and no GPU."""
     return pool.model_copy(update={"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0})
 
 

@@ -13,7 +13,7 @@ from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import RAISED, TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
-from nlft_ray.models.automatic import IDS_MADE_ANEW, settings_of_stage, least_rows, with_one_commit
+from nlft_ray.models.automatic import IDS_MADE_ANEW, least_rows, settings_of_stage, with_one_commit
 from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (

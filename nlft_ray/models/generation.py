@@ -27,6 +27,8 @@ class Completion:
     """Whether the model ended its turn; False where it was cut off."""
     problem: str | None = None
     """Reason why there is no completion, such as a prompt that is too long."""
+    unanswered: bool = False
+    """Whether that is no fault of the prompt: a server did not answer, and may another time."""
 
     @property
     def tokens(self) -> int:
@@ -96,7 +98,7 @@ class PromptedModel:
 
     def _completion(self, prompt: Sequence[int], ids: list[int] | RequestFailed) -> Completion:
         if isinstance(ids, RequestFailed):
-            return Completion(prompt_tokens=len(prompt), problem=str(ids))
+            return Completion(prompt_tokens=len(prompt), problem=str(ids), unanswered=True)
         return Completion(
             prompt_tokens=len(prompt),
             ids=ids,

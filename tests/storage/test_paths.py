@@ -15,8 +15,8 @@ from nlft_ray.config import ImportConfig, JudgeConfig, ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import copies
 from nlft_ray.models.engines.cache import AnswerCache
-from nlft_ray.models.loading import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.models.engines.conversation import with_cache
+from nlft_ray.models.loading import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from nlft_ray.storage.folder import Folder
 from tests.stages.train import support, workers
 from tests.storage.server import Store

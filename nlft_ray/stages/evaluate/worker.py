@@ -37,14 +37,19 @@ class EvaluateWorker:
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         questions, rejects = usable_questions(table, self._config.verifier)
         completions = self._model.answer("base", questions, Decoding(self._config.max_new_tokens), seed)
-        rows = [self._row(question, answer.text) for question, answer in zip(questions, completions, strict=True)]
+        rows = []
+        for question, answer in zip(questions, completions, strict=True):
+            if answer.unanswered:
+                rejects.append((question, answer.problem or ""))
+            else:
+                rows.append(self._row(question, answer.text))
         return WorkResult(
             pa.Table.from_pylist(rows, schema=self.schema),
             rejects,
             tokens=sum(completion.tokens for completion in completions),
             counts={
                 "correct": float(sum(row["correct"] for row in rows)),
-                "too_long": float(sum(completion.problem is not None for completion in completions)),
+                "too_long": float(sum(answer.problem is not None and not answer.unanswered for answer in completions)),
             },
         )
 
