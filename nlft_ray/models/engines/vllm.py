@@ -12,6 +12,7 @@ from nlft_ray.errors import UserError
 from nlft_ray.models.engines.engine import Decoding, prompt_seed
 from nlft_ray.models.folders import ADAPTER, adapter_of, model_folder, read_json
 from nlft_ray.models.loading import dtype_of
+from nlft_ray.models.memory import EngineFailed
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
@@ -32,7 +33,10 @@ class VllmEngine:
             ) from error
         if model.quantization is not None:
             raise UserError("engine: vllm takes weights as they lie; model.quantization needs engine=transformers.")
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._vllm: Any = vllm
+        self._dead = EngineDeadError
         self._max_length, self.ends = max_length, ends
         folder = model_folder(model)
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
@@ -56,13 +60,20 @@ class VllmEngine:
             raise UserError(f"engine: vllm does not load {model.path}: {' '.join(str(error).split())[:400]}") from error
 
     def __call__(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[list[int]]:
-        """New tokens for each prompt (see `Engine`). Each is drawn by a seed of its own, whatever runs beside it."""
-        outputs = self._model.generate(
-            [self._vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
-            [self._sampling(len(prompt), decoding, prompt_seed(seed, i)) for i, prompt in enumerate(prompts)],
-            use_tqdm=False,
-            lora_request=self._adapter,
-        )
+        """New tokens for each prompt (see `Engine`). Each is drawn by a seed of its own, whatever runs beside it.
+
+        Raises:
+            EngineFailed: vLLM's own process has ended.
+        """
+        try:
+            outputs = self._model.generate(
+                [self._vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+                [self._sampling(len(prompt), decoding, prompt_seed(seed, i)) for i, prompt in enumerate(prompts)],
+                use_tqdm=False,
+                lora_request=self._adapter,
+            )
+        except self._dead as error:
+            raise EngineFailed(f"vLLM ended: {error}") from error
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def _sampling(self, prompt_length: int, decoding: Decoding, seed: int) -> Any:
