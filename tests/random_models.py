@@ -96,7 +96,10 @@ def save_random_model(
     chat_template: str | None = CHAT_TEMPLATE,
     **changes: Any,
 ) -> str:
-    """A model folder; equal arguments make equal weights. `changes` are of its configuration. Weights are large enough for sharp probabilities."""
+    """A model folder; equal arguments make equal weights, large enough for sharp probabilities.
+
+    `changes` are of the model's configuration.
+    """
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(chat_template)
     config = AutoConfig.for_model(
