@@ -289,7 +289,8 @@ class _Round:
 
 def _pool_of_a_server(pool: PoolConfig) -> PoolConfig:
     """The pool of a stage that asks a server: its actors only wait for answers, so they take any node and no GPU."""
-    return pool.model_copy(update={"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0})
+    small = {"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "tensor_parallel": 1}
+    return pool.model_copy(update=small)
 
 
 def _epochs(options: TrainOptions) -> list[TrainOptions]:

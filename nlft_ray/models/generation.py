@@ -54,6 +54,10 @@ class PromptedModel:
         engine: str = "transformers",
         server: ModelServer | None = None,
     ):
+        if tensor_parallel > 1 and engine != "transformers":
+            raise UserError(
+                f"pool.tensor_parallel: leave it out with engine={engine}; vllm spreads over pool.gpus_per_worker GPUs."
+            )
         self._tokenizer = load_tokenizer(model)
         self._prompts = prompts.model_copy(update={"instruction_role": instruction_role(self._tokenizer, prompts)})
         self._max_length = max_length(model)
@@ -67,10 +71,6 @@ class PromptedModel:
         elif engine == "vllm":
             from nlft_ray.models.engines.vllm import VllmEngine
 
-            if tensor_parallel > 1:
-                raise UserError(
-                    "pool.tensor_parallel is for transformers: vllm spreads over pool.gpus_per_worker GPUs."
-                )
             self._engine = VllmEngine(model, all_ends(model, end), self._max_length, batch_size)
         else:
             from nlft_ray.models.engines.transformers import Generator
