@@ -226,7 +226,8 @@ class _Round:
         if result.manifest.identity.table == "questions":
             # other draws than the round before, whose model may hardly differ
             draws = config.sample.model_copy(update={"seed": config.sample.seed + self._number - 1})
-            result = self.stage("sample", draws, "responses", input=result.output)
+            pool = _pool_of_a_server(config.pool) if config.sample.server else config.pool
+            result = self.stage("sample", draws, "responses", input=result.output, pool=pool)
         if result.manifest.identity.table == "responses":
             pool = _pool_of_a_server(config.pool) if config.judge.server else config.pool
             result = self.stage("judge", config.judge, "examples", input=result.output, pool=pool)
@@ -287,8 +288,9 @@ class _Round:
 
 
 def _pool_of_a_server(pool: PoolConfig) -> PoolConfig:
-    """The pool for judging by a server: its actors only wait for answers, so they take any node and no GPU."""
-    return pool.model_copy(update={"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0})
+    """The pool of a stage that asks a server: its actors only wait for answers, so they take any node and no GPU."""
+    small = {"label_selector": {}, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "tensor_parallel": 1}
+    return pool.model_copy(update=small)
 
 
 def _epochs(options: TrainOptions) -> list[TrainOptions]:

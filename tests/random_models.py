@@ -89,9 +89,17 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
 
 
 def save_random_model(
-    folder: Path, architecture: str = "llama", *, seed: int = 0, chat_template: str | None = CHAT_TEMPLATE
+    folder: Path,
+    architecture: str = "llama",
+    *,
+    seed: int = 0,
+    chat_template: str | None = CHAT_TEMPLATE,
+    **changes: Any,
 ) -> str:
-    """A model folder; equal arguments make equal weights. Weights are large enough for sharp probabilities."""
+    """A model folder; equal arguments make equal weights, large enough for sharp probabilities.
+
+    `changes` are of the model's configuration.
+    """
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(chat_template)
     config = AutoConfig.for_model(
@@ -101,7 +109,7 @@ def save_random_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **(_SMALL | _SHAPES[architecture]),
+        **(_SMALL | _SHAPES[architecture] | changes),
     )
     auto_class(config).from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

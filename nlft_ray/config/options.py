@@ -15,7 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from nlft_ray.config.shared import Address, FolderPath, Fraction, NotIdentity, PathOrName, Strict
+from nlft_ray.config.shared import (
+    Address,
+    FolderPath,
+    Fraction,
+    IdentityUnless,
+    IdentityWhenSet,
+    NotIdentity,
+    PathOrName,
+    Strict,
+)
 from nlft_ray.core.policies import POLICIES
 
 
@@ -69,33 +78,8 @@ class ImportOptions(Strict):
         return self
 
 
-class SampleOptions(Strict):
-    """How the target model's responses are drawn."""
-
-    responses_per_question: PositiveInt = 1
-    """Responses drawn for each question."""
-    temperature: NonNegativeFloat = 1.0
-    """Sampling temperature; 0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling: the smallest set of tokens with this much probability."""
-    max_new_tokens: PositiveInt = 512
-    """Longest response in tokens."""
-    batch_size: PositiveInt = 32
-    """Prompts generated at once by one actor."""
-    verifier: VerifierName = "final_answer"
-    """How the verdict is reached: `final_answer`, or `module:function` of (response, standard_answer) → bool."""
-    seed: NonNegativeInt = 0
-    """Seed of the draws."""
-
-    @model_validator(mode="after")
-    def _draws_differ(self) -> "SampleOptions":
-        if self.temperature == 0 and self.responses_per_question > 1:
-            raise ValueError("temperature=0 draws the same response every time: responses_per_question must be 1")
-        return self
-
-
 class JudgeServer(Strict):
-    """An OpenAI-compatible chat server."""
+    """An OpenAI-compatible server."""
 
     base_url: Address
     """Address of the server, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
@@ -110,21 +94,78 @@ class JudgeServer(Strict):
     max_retries: Annotated[NonNegativeInt, NotIdentity()] = 6
     """Tries after the first, with exponential back-off."""
     cache: Annotated[FolderPath | None, NotIdentity()] = None
-    """Folder of answers already paid for; unset, `judgment_cache` beside the output."""
+    """Folder of answers already paid for; unset, `judgment_cache` beside a judge's output, else `answer_cache`."""
 
 
-class JudgeOptions(Strict):
+class ModelServer(JudgeServer):
+    """An OpenAI-compatible server of the target model."""
+
+    prompts: Annotated[Literal["ids", "text"] | None, IdentityWhenSet()] = None
+    """`ids`: prompts and responses travel as token ids. `text`: as messages and text, of which ids are made anew.
+    Unset, ids where the server takes them and gives them back; an output that was begun goes on in its way."""
+
+
+class GenerationOptions(Strict):
+    """What writes texts: the engine, and how much it is given at once."""
+
+    engine: Annotated[Literal["transformers", "vllm", "server"], IdentityUnless("transformers", "server")] = (
+        "transformers"
+    )
+    """What runs the model: `transformers`; `vllm`, in the same actors, which needs nlft-ray[vllm]; or `server`, which
+    is also meant wherever `server` is set, and whose actors take no GPU."""
+    server: Annotated[ModelServer | None, IdentityWhenSet()] = None
+    """An OpenAI-compatible server of the target model; `model` then only gives tokenizer and chat template."""
+    batch_size: PositiveInt | None = None
+    """Texts generated at once by one actor, as far as its memory holds them; unset, 128 on a GPU and 32 on a CPU. An
+    output that was begun goes on with its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_server_is_the_engine(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("server") is not None:
+            return {"engine": "server", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _engine_and_server_belong_together(self) -> "GenerationOptions":
+        if (self.engine == "server") != (self.server is not None):
+            raise ValueError("engine=server needs `server.base_url` and `server.model`, and only it takes them")
+        return self
+
+
+class SampleOptions(GenerationOptions):
+    """How the target model's responses are drawn."""
+
+    responses_per_question: PositiveInt = 1
+    """Responses drawn for each question."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: the smallest set of tokens with this much probability."""
+    max_new_tokens: PositiveInt = 512
+    """Longest response in tokens."""
+    verifier: VerifierName = "final_answer"
+    """How the verdict is reached: `final_answer`, or `module:function` of (response, standard_answer) → bool."""
+    seed: NonNegativeInt = 0
+    """Seed of the draws."""
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> "SampleOptions":
+        if self.temperature == 0 and self.responses_per_question > 1:
+            raise ValueError("temperature=0 draws the same response every time: responses_per_question must be 1")
+        return self
+
+
+class JudgeOptions(GenerationOptions):
     """Who judges the incorrect responses, and how."""
 
-    server: JudgeServer | None = None
+    server: JudgeServer | None = None  # type: ignore[assignment]
     """An OpenAI-compatible server, whose actors take any node and no GPU in a run; unset, the target model judges
     itself."""
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature of the judgment; 0 is greedy."""
     max_new_tokens: PositiveInt = 256
     """Longest judgment in tokens."""
-    batch_size: PositiveInt = 32
-    """Prompts generated at once by one actor (self-judging)."""
     disputed_pattern: str = r"(?i)^\W*correct\b"
     """Regular expression: a judgment that it matches says that the response is right; the row is left out."""
     seed: NonNegativeInt = 0
@@ -139,6 +180,9 @@ class JudgeOptions(Strict):
             raise ValueError(f"not a regular expression: {error}") from error
         return pattern
 
+
+USUAL_BATCH_SIZE = {"gpu": 128, "cpu": 32}
+"""Texts generated at once, by device: a step of decoding takes a GPU about the same time for one as for many."""
 
 USUAL_MAX_TOKENS_PER_BATCH = {"gpu": 8192, "cpu": 2048}
 """Tokens of a forward pass of scoring, by device: a CPU is as fast with a few rows, and needs less memory."""
@@ -279,13 +323,11 @@ class TrainOptions(Strict):
         return self
 
 
-class EvaluateOptions(Strict):
+class EvaluateOptions(GenerationOptions):
     """How accuracy is measured."""
 
     max_new_tokens: PositiveInt = 512
     """Longest completion in tokens."""
-    batch_size: PositiveInt = 32
-    """Prompts generated at once by one actor."""
     verifier: VerifierName = "final_answer"
     """How a completion is checked: `final_answer`, or `module:function` of (completion, standard_answer) → bool."""
 

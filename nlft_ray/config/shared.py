@@ -67,6 +67,13 @@ class IdentityWhenSet:
     """Mark of a field that stands in identities only where it is not None: most outputs do not depend on it."""
 
 
+class IdentityUnless:
+    """Mark of a field that stands in identities only where it is none of `values`, which change nothing there."""
+
+    def __init__(self, *values: Any):
+        self.values = values
+
+
 class Strict(BaseModel):
     """A configuration: unknown keys and wrong types are errors, and values never change after validation."""
 
@@ -84,7 +91,8 @@ class Strict(BaseModel):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             left_out = (NotIdentity, IdentityWhenSet) if value is None else NotIdentity
-            if any(isinstance(mark, left_out) for mark in field.metadata):
+            unless = [mark.values for mark in field.metadata if isinstance(mark, IdentityUnless)]
+            if any(isinstance(mark, left_out) for mark in field.metadata) or any(value in values for values in unless):
                 marked[name] = True
             elif isinstance(value, Strict) and (inner := value._not_identity()):
                 marked[name] = inner

@@ -181,6 +181,10 @@ class RunConfig(WithPool):
             raise ValueError("train.policy: in a run, the policies stand in the list `policies`")
         if self.refresh and self.train.max_steps is not None:
             raise ValueError("refresh trains whole epochs, so train.max_steps cannot be set beside it")
+        if self.evaluate.server is not None:
+            raise ValueError("evaluate.server: a run evaluates the models that it trains, which no server has yet")
+        if self.sample.server is not None and self.rounds > 1:
+            raise ValueError("sample.server: from the second round on, responses are of a model that no server has yet")
         if self.pool.backend == "inline" and self.train.most_workers > 1:
             raise ValueError(
                 f"pool.backend: inline trains with one worker too: set train.num_workers=1 (it is "

@@ -13,7 +13,7 @@ from nlft_ray.execution import process
 from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import RAISED, TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
-from nlft_ray.models.automatic import automatic_settings, with_one_commit
+from nlft_ray.models.automatic import IDS_MADE_ANEW, least_rows, settings_of_stage, with_one_commit
 from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
@@ -30,6 +30,7 @@ from nlft_ray.tables.manifest import (
     input_fingerprint,
     read_manifest,
     settle_model,
+    settle_shards,
     with_settled_model,
 )
 from nlft_ray.tables.shards import (
@@ -69,30 +70,34 @@ def run_table_stage(
     seed: int = 0,
     rows_per_input: int = 1,
     loads_model: bool = True,
+    renders_prompts: bool | None = None,
     summarise: Callable[[Manifest], dict[str, float]] | None = None,
 ) -> StageResult:
     """Do what is not done yet, then write the manifest. Killed at any moment and started again, it continues.
 
-    `seed`, `rows_per_input` and `loads_model` describe the work (see `TableWork`); `summarise` adds to the manifest's
-    counts what only the whole table shows.
+    `seed`, `rows_per_input` and `loads_model` describe the work (see `TableWork`). What loads the model also
+    `renders_prompts` with its tokenizer, unless told otherwise. `summarise` adds to the manifest's counts what only
+    the whole table shows.
 
     Raises:
         UserError: the input does not fit, the output belongs to something else, or too many rows were unusable.
     """
     source, output = Folder(config.input), Folder(config.output)
     input_manifest = read_manifest(source, table=reads)
-    config = with_one_commit(config, begun_model(output)) if loads_model else config
+    renders_prompts = loads_model if renders_prompts is None else renders_prompts
+    config = with_one_commit(config, begun_model(output)) if renders_prompts else config
     work = TableWork(stage, make_worker, config, source, output, seed, rows_per_input, loads_model)
     executor = _executor(config)
-    identify = partial(_identity, work, writes, input_manifest)
+    identify = partial(_identity, work, writes, input_manifest, renders_prompts)
     begun = output.has(MANIFEST)  # otherwise there is work, and Ray can start while transformers is imported
     identity, turns = identify() if begun else executor.connect_during(identify)
-    if turns:
-        automatic = automatic_settings(config.model, partial(executor.has_gpus, work)) | turns.automatic()
-        identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
-        work = replace(work, config=with_settled_model(turns.settled(config), identity, automatic))
+    automatic = settings_of_stage(config, partial(executor.has_gpus, work), turns)
+    identity = settle_model(output, identity, overwrite=config.overwrite, automatic=automatic)
+    settled = with_settled_model(turns.settled(config) if turns else config, identity, automatic)
+    work = replace(work, config=settled)
+    identity = settle_shards(output, identity, source, least_rows(settled, rows_per_input))
     complete = begin(output, identity, overwrite=config.overwrite)
-    shards = plan_shards(source, config.pool.rows_per_shard, identity.fingerprint())
+    shards = plan_shards(source, identity.config["rows_per_shard"], identity.fingerprint())
     reports = finished_shards(output, shards)
     _forget_raised(stage, output, shards, reports)
     if complete is not None and len(reports) == len(shards):
@@ -115,6 +120,8 @@ def run_table_stage(
 def _said_notes(stage: str, identity: Identity, turns: "Turns | None") -> dict[str, str]:
     """What was found about the model's turns, for the manifest; it is said here."""
     notes = turns.notes(identity.config["prompts"]) if turns else {}
+    if turns and (identity.config.get("server") or {}).get("prompts") == "text":
+        notes["token_ids"] = IDS_MADE_ANEW
     for subject, note in notes.items():
         log(f"{stage}: {subject.replace('_', ' ')}: {note}")
     return notes
@@ -128,13 +135,15 @@ def _executor(config: WithPool) -> Executor:
     return RayExecutor(config.ray_address)
 
 
-def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> tuple[Identity, "Turns | None"]:
+def _identity(
+    work: TableWork, writes: str, input_manifest: Manifest, renders_prompts: bool
+) -> tuple[Identity, "Turns | None"]:
     """The identity but for what `settle_model` chooses; and how the model takes turns, where there is one."""
     config: Any = work.config
     turns = None
     made_by = input_manifest.identity
     fields: dict[str, Any] = {"table": writes, "input": input_fingerprint(input_manifest)}
-    if work.loads_model:
+    if renders_prompts:
         with process.starting():
             from nlft_ray.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
             from nlft_ray.models.turns import read_turns
@@ -143,7 +152,7 @@ def _identity(work: TableWork, writes: str, input_manifest: Manifest) -> tuple[I
         turns = read_turns(tokenizer, config.model, config.prompts)
         config = turns.identified(config)
         fields |= {
-            "model": model_fingerprint(config.model),
+            "model": model_fingerprint(config.model) if work.loads_model else None,
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "prompts": prompts_fingerprint(tokenizer, config.prompts),
         }

@@ -17,6 +17,10 @@ _NO_HOST_MEMORY = ("DefaultCPUAllocator", "not enough memory")
 _DEVICE_FAILED = ("CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "NCCL error", "device-side assert")
 
 
+class EngineFailed(RuntimeError):
+    """A process that runs the model for this one has ended, and answers nothing any more."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the host, has no memory for a tensor."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -28,7 +32,7 @@ def is_device_failure(error: BaseException) -> bool:
     """Whether an error is of the device: every later call of this process may fail too, whatever it is about."""
     if is_out_of_memory(error):
         return False
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, torch.AcceleratorError | EngineFailed):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_FAILED)
 

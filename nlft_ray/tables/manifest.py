@@ -17,6 +17,7 @@ from nlft_ray.errors import UserError
 from nlft_ray.log import log
 from nlft_ray.notebook import html_table
 from nlft_ray.storage.folder import Folder
+from nlft_ray.tables.shards import usual_rows_per_shard
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 Config = TypeVar("Config", bound=WithModel)
@@ -183,7 +184,7 @@ def begun_model(output: Folder) -> dict[str, Any] | None:
     return Identity.model_validate_json(output.read_text(PLAN)).config.get("model")
 
 
-Automatic = Mapping[str, Callable[[], str]]
+Automatic = Mapping[str, Callable[[], Any]]
 """Settings that may be left open, such as `model.dtype`, and how each is chosen (`models.automatic`, `.turns`)."""
 
 
@@ -209,11 +210,13 @@ def with_settled_model(config: Config, identity: Identity, automatic: Automatic)
     """
     changed: dict[str, dict[str, Any]] = {}
     for name, choose in automatic.items():
-        section, _, setting = name.partition(".")
+        section, _, setting = name.rpartition(".")
         recorded = _setting(identity, name)
         changed.setdefault(section, {})[setting] = choose() if recorded in _OPEN else recorded
-    sections = {name: getattr(config, name) for name in changed}
-    settled = {name: section.model_validate(dict(section) | changed[name]) for name, section in sections.items()}
+    settled = changed.pop("", {})
+    for name, values in changed.items():
+        section_now = getattr(config, name)
+        settled[name] = section_now.model_validate(dict(section_now) | values)
     return config.model_copy(update=settled)
 
 
@@ -221,17 +224,31 @@ _OPEN = ("auto", None)
 
 
 def _setting(identity: Identity, name: str) -> Any:
-    section, _, setting = name.partition(".")
-    return identity.config.get(section, {}).get(setting)
+    section, _, setting = name.rpartition(".")
+    return (identity.config.get(section) or {} if section else identity.config).get(setting)
 
 
 def _with_settings(identity: Identity, settings: Mapping[str, Any]) -> Identity:
     config = dict(identity.config)
     for name, value in settings.items():
-        section, _, setting = name.partition(".")
+        section, _, setting = name.rpartition(".")
         if value is not None:
-            config[section] = config[section] | {setting: value}
+            config |= {section: config[section] | {setting: value}} if section else {setting: value}
     return identity.model_copy(update={"config": config})
+
+
+def settle_shards(folder: Folder, identity: Identity, source: Folder, least_rows: int) -> Identity:
+    """The identity with the rows of a shard where these are left open and the usual number is below `least_rows`.
+
+    An output that was begun keeps its own cut: its shards would not count as done by another.
+    """
+    if identity.config["rows_per_shard"] is not None:
+        return identity
+    if folder.has(PLAN):
+        rows = Identity.model_validate_json(folder.read_text(PLAN)).config.get("rows_per_shard")
+    else:
+        rows = least_rows if least_rows > usual_rows_per_shard(source) else None
+    return _with_settings(identity, {"rows_per_shard": rows})
 
 
 def check_tokenizer(option: str, folder: object, recorded: str | None, present: str, advice: str) -> None:

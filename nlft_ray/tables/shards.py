@@ -62,17 +62,34 @@ def plan_shards(source: Folder, rows_per_shard: int | None, plan: str = "") -> l
     Raises:
         UserError: a file of the table cannot be read.
     """
-    data = source / DATA
-    names = data.files(".parquet")
-    rows = dict(zip(names, map_concurrently(lambda name: _rows_of(data, name), names), strict=True))
+    rows = _rows_by_file(source)
     if rows_per_shard is None:
-        even = -(-sum(rows.values()) // _SHARDS_AIMED_AT)
-        rows_per_shard = min(max(even, _MIN_ROWS), _MAX_ROWS)
+        rows_per_shard = _usual_rows(rows)
     shards: list[Shard] = []
     for file, count in rows.items():
         for start in range(0, count, rows_per_shard):
             shards.append(Shard(len(shards), file, start, min(start + rows_per_shard, count), plan))
     return shards
+
+
+def usual_rows_per_shard(source: Folder) -> int:
+    """Rows of a shard where no setting says otherwise: many shards, for many workers, but none too small or large.
+
+    Raises:
+        UserError: a file of the table cannot be read.
+    """
+    return _usual_rows(_rows_by_file(source))
+
+
+def _usual_rows(rows_by_file: Mapping[str, int]) -> int:
+    even = -(-sum(rows_by_file.values()) // _SHARDS_AIMED_AT)
+    return min(max(even, _MIN_ROWS), _MAX_ROWS)
+
+
+def _rows_by_file(source: Folder) -> dict[str, int]:
+    data = source / DATA
+    names = data.files(".parquet")
+    return dict(zip(names, map_concurrently(lambda name: _rows_of(data, name), names), strict=True))
 
 
 def _rows_of(data: Folder, name: str) -> int:

@@ -19,7 +19,8 @@ from nlft_ray.errors import UserError
 from nlft_ray.execution.ray_gang import Gang
 from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import DeviceFailed
-from nlft_ray.models.generation import Completion, Decoding, PromptedModel
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.generation import Completion, PromptedModel
 from nlft_ray.models.loading import auto_class
 from nlft_ray.stages.score.worker import ScoreWorker, load_scorer
 from tests.random_models import FAMILIES, save_random_model

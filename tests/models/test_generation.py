@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from nlft_ray.config import ModelConfig, PromptConfig
-from nlft_ray.models.generation import Decoding, Generator, PromptedModel
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.engines.transformers import Generator
+from nlft_ray.models.generation import PromptedModel
 from nlft_ray.models.loading import load_model, load_tokenizer
 
 PROMPTS = ["What is 2 + 2?", "Hi", "A longer question, to be padded against: how many legs has a millipede?"]
@@ -95,7 +97,7 @@ def test_memory_that_runs_out_halves_the_batch(
 
 def test_a_prompt_with_ids_that_the_model_has_not_is_a_problem(random_llama: str) -> None:
     model = PromptedModel(ModelConfig(path=random_llama), PromptConfig(), batch_size=2)
-    model._vocabulary = 50
+    model._engine.vocabulary = 50
     (answer,) = model.answer("base", [{"question": "zz"}], Decoding(max_new_tokens=2), seed=0)
     assert answer.problem is not None
     assert "where the model knows 50" in answer.problem

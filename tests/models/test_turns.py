@@ -15,7 +15,9 @@ from nlft_ray.cli.summary import show
 from nlft_ray.config import EvaluateConfig, JudgeConfig, ModelConfig, PromptConfig, RunConfig, SampleConfig, ScoreConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import turns
-from nlft_ray.models.generation import Decoding, Generator, PromptedModel
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.engines.transformers import Generator
+from nlft_ray.models.generation import PromptedModel
 from nlft_ray.models.loading import load_model
 from nlft_ray.models.prompts import prompt_ids, prompts_fingerprint
 from nlft_ray.models.turns import end_of_turn, read_turns

@@ -10,7 +10,8 @@ import torch
 
 import nlft_ray
 from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
-from nlft_ray.models.generation import Decoding, Generator
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.engines.transformers import Generator
 from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
 from nlft_ray.stages.score.scorer import Scorer

@@ -1,5 +1,6 @@
 """Sampling and evaluation: verdicts, ids kept, seeds, no row dropped, intervals."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import nlft_ray
 from nlft_ray.config import EvaluateConfig, ModelConfig, SampleConfig
 from nlft_ray.errors import UserError
+from nlft_ray.models.automatic import least_rows
 from nlft_ray.models.loading import load_tokenizer
 from nlft_ray.stages.evaluate.accuracy import wilson_interval
 from nlft_ray.stages.evaluate.worker import EvaluateWorker
 from nlft_ray.stages.sample.worker import SampleWorker
+from nlft_ray.tables.manifest import PLAN
 from nlft_ray.tables.schema import PREDICTIONS, QUESTIONS, RESPONSES
 from tests.rows import QUESTION, read_rejects, read_table, write_table
 
@@ -142,3 +145,31 @@ def test_wilson_interval_by_its_formula(correct: int, total: int) -> None:
 def test_an_interval_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="n"):
         wilson_interval(0, 0)
+
+
+def test_shards_are_no_smaller_than_a_batch(tmp_path: Path, random_llama: str) -> None:
+    """A table that was begun when they were keeps its cut, so that what is done of it counts."""
+    rows = [{"id": str(number), **QUESTION, "question": f"What is {number} + 2?"} for number in range(40)]
+    source, output = write_table(tmp_path / "q", "questions", rows), tmp_path / "out"
+    told = {"input": source, "output": str(output), "max_reject_fraction": 1, "pool": {"backend": "inline"}}
+    config = sample_config(random_llama, **told, max_new_tokens=2)
+
+    def shards() -> int:
+        nlft_ray.sample(config)
+        assert nlft_ray.sample(config).reused
+        return len(list((output / "data").glob("*.parquet")))
+
+    assert shards() == 2
+    plan = json.loads((output / PLAN).read_text())
+    assert (plan["config"]["batch_size"], plan["config"]["rows_per_shard"]) == (32, 32)
+    (output / PLAN).write_text(json.dumps(plan | {"config": plan["config"] | {"rows_per_shard": None}}))
+    for made in (output / "manifest.json", *(output / "data").iterdir()):
+        made.unlink()
+    assert shards() == 3
+
+
+@pytest.mark.parametrize(("draws", "questions"), [(1, 32), (4, 8), (64, 1)])
+def test_a_shards_least_rows_make_one_full_batch(draws: int, questions: int) -> None:
+    options = sample_config("sandbox", responses_per_question=draws, batch_size=32)
+    assert least_rows(options, draws) == questions
+    assert least_rows(options.model_copy(update={"engine": "vllm"}), draws) == 128 // draws

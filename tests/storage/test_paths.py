@@ -14,9 +14,9 @@ from nlft_ray.cli.main import main
 from nlft_ray.config import ImportConfig, JudgeConfig, ModelConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models import copies
+from nlft_ray.models.engines.cache import AnswerCache
+from nlft_ray.models.engines.conversation import with_cache
 from nlft_ray.models.loading import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from nlft_ray.stages.judge.cache import AnswerCache
-from nlft_ray.stages.judge.job import _with_cache
 from nlft_ray.storage.folder import Folder
 from tests.stages.train import support, workers
 from tests.storage.server import Store
@@ -91,7 +91,7 @@ def test_settings_and_a_plan_lie_in_a_store(store: Store, model: str, capsys: py
 def test_a_judges_answers_are_kept_beside_the_output_in_a_store(store: Store) -> None:
     words = [f"input={store.uri('run/responses')}", f"output={store.uri('run/examples')}", "model.path=sandbox"]
     words += ["server.base_url=http://127.0.0.1:9/v1", "server.model=m"]
-    server = _with_cache(load_config(JudgeConfig, None, words)).server
+    server = with_cache(load_config(JudgeConfig, None, words), "judgment_cache").server
     assert server is not None
     assert server.cache == store.uri("run/judgment_cache")
     cache = AnswerCache(Folder(server.cache))

@@ -8,7 +8,8 @@ from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
 from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.generation import Decoding, PromptedModel
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.generation import PromptedModel
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
 from nlft_ray.tables.schema import PREDICTIONS
 
@@ -23,20 +24,32 @@ class EvaluateWorker:
         self._verify = load_verifier(config.verifier)
         pool = config.pool
         self._model = replica_of(
-            pool, PromptedModel, config.model, config.prompts, config.batch_size, pool.tensor_parallel
+            pool,
+            PromptedModel,
+            config.model,
+            config.prompts,
+            config.batch_size,
+            pool.tensor_parallel,
+            config.engine,
+            config.server,
         )
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         questions, rejects = usable_questions(table, self._config.verifier)
         completions = self._model.answer("base", questions, Decoding(self._config.max_new_tokens), seed)
-        rows = [self._row(question, answer.text) for question, answer in zip(questions, completions, strict=True)]
+        rows = []
+        for question, answer in zip(questions, completions, strict=True):
+            if answer.unanswered:
+                rejects.append((question, answer.problem or ""))
+            else:
+                rows.append(self._row(question, answer.text))
         return WorkResult(
             pa.Table.from_pylist(rows, schema=self.schema),
             rejects,
             tokens=sum(completion.tokens for completion in completions),
             counts={
                 "correct": float(sum(row["correct"] for row in rows)),
-                "too_long": float(sum(completion.problem is not None for completion in completions)),
+                "too_long": float(sum(answer.problem is not None and not answer.unanswered for answer in completions)),
             },
         )
 

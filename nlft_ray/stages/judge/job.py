@@ -3,7 +3,7 @@
 from nlft_ray.config import JudgeConfig
 from nlft_ray.execution.table_stage import run_table_stage
 from nlft_ray.execution.work import Worker
-from nlft_ray.storage.folder import Folder
+from nlft_ray.models.engines.conversation import with_cache
 from nlft_ray.tables.manifest import StageResult
 
 
@@ -14,7 +14,7 @@ def judge(config: JudgeConfig) -> StageResult:
         UserError: see `run_table_stage`; or the server cannot be reached, or refuses the key or the model.
     """
     return run_table_stage(
-        _with_cache(config),
+        with_cache(config, "judgment_cache"),
         stage="judge",
         reads=("responses", "examples"),
         writes="examples",
@@ -32,11 +32,3 @@ def _make_worker(config: JudgeConfig) -> Worker:
     from nlft_ray.stages.judge.server_judge import ServerJudge
 
     return ServerJudge(config)
-
-
-def _with_cache(config: JudgeConfig) -> JudgeConfig:
-    """The configuration with the folder of a server's cache, which by default lies beside the output."""
-    if config.server is None:
-        return config
-    cache = config.server.cache or str(Folder(config.output).parent / "judgment_cache")
-    return config.model_copy(update={"server": config.server.model_copy(update={"cache": cache})})

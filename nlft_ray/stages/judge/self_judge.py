@@ -5,7 +5,8 @@ import pyarrow as pa
 from nlft_ray.config import JudgeConfig
 from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.generation import Decoding, PromptedModel
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.generation import PromptedModel
 from nlft_ray.stages.judge.judging import Answer, Row, needs_judgment, with_answers
 from nlft_ray.tables.schema import EXAMPLES
 
@@ -20,7 +21,13 @@ class SelfJudge:
         self._config = config
         pool = config.pool
         self._model = replica_of(
-            pool, PromptedModel, config.model, config.prompts, config.batch_size, pool.tensor_parallel
+            pool,
+            PromptedModel,
+            config.model,
+            config.prompts,
+            config.batch_size,
+            pool.tensor_parallel,
+            config.engine,
         )
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:

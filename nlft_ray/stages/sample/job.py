@@ -3,6 +3,7 @@
 from nlft_ray.config import SampleConfig
 from nlft_ray.execution.table_stage import run_table_stage
 from nlft_ray.execution.work import Worker
+from nlft_ray.models.engines.conversation import with_cache
 from nlft_ray.stages.verifiers import load_verifier
 from nlft_ray.tables.manifest import StageResult
 
@@ -11,15 +12,18 @@ def sample(config: SampleConfig) -> StageResult:
     """Draw responses and reach verdicts.
 
     Raises:
-        UserError: see `run_table_stage`; or the verifier cannot be loaded.
+        UserError: see `run_table_stage`; the verifier cannot be loaded; or the engine is not
+            installed, or its server cannot be reached, or refuses the key or the model.
     """
     load_verifier(config.verifier)  # a mistake here should not wait for an actor
     return run_table_stage(
-        config,
+        with_cache(config, "answer_cache"),
         stage="sample",
         reads="questions",
         writes="responses",
         make_worker=_make_worker,
+        loads_model=config.server is None,
+        renders_prompts=True,
         seed=config.seed,
         rows_per_input=config.responses_per_question,
     )

@@ -8,7 +8,8 @@ import pyarrow as pa
 from nlft_ray.config import SampleConfig
 from nlft_ray.execution.replica import replica_of
 from nlft_ray.execution.work import WorkResult
-from nlft_ray.models.generation import Completion, Decoding, PromptedModel
+from nlft_ray.models.engines.engine import Decoding
+from nlft_ray.models.generation import Completion, PromptedModel
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
 from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES
 
@@ -23,7 +24,14 @@ class SampleWorker:
         self._verify = load_verifier(config.verifier)
         pool = config.pool
         self._model = replica_of(
-            pool, PromptedModel, config.model, config.prompts, config.batch_size, pool.tensor_parallel
+            pool,
+            PromptedModel,
+            config.model,
+            config.prompts,
+            config.batch_size,
+            pool.tensor_parallel,
+            config.engine,
+            config.server,
         )
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:

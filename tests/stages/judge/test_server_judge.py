@@ -11,6 +11,7 @@ import pytest
 from nlft_ray.config import JudgeConfig
 from nlft_ray.errors import UserError
 from nlft_ray.execution.work import WorkResult
+from nlft_ray.models.engines.conversation import Conversation
 from nlft_ray.stages.judge.server_judge import ServerJudge
 from nlft_ray.tables.schema import EXAMPLES
 from tests.rows import example
@@ -195,8 +196,8 @@ def test_slow_answers_are_given_up(tmp_path: Path) -> None:
     [
         (Reply(status=400, body={"error": {"message": "too\n long"}}), "the server refused with status 400: too long"),
         (Reply(status=422, body={"detail": "no"}), "the server refused with status 422: no"),
-        (Reply(body={"hello": "world"}), "the server's answer is no chat completion"),
-        (Reply(body=["hello"]), "the server's answer is no chat completion"),
+        (Reply(body={"hello": "world"}), "the server's answer is no completion"),
+        (Reply(body=["hello"]), "the server's answer is no completion"),
     ],
 )
 def test_answers_of_no_use_concern_their_row(tmp_path: Path, reply: Reply, reason: str) -> None:
@@ -211,7 +212,7 @@ def test_answers_of_no_use_concern_their_row(tmp_path: Path, reply: Reply, reaso
     [
         (401, None, r"refuses the key of OPENAI_API_KEY \(401\): as told"),
         (403, None, r"refuses the key of OPENAI_API_KEY \(403\): as told"),
-        (404, None, r"has no model 'judge-1', or no chat completions at that address \(404\)"),
+        (404, None, r"has no model 'judge-1', or no completions at that address \(404\)"),
         (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "the account is used up: pay"),
     ],
 )
@@ -275,8 +276,10 @@ def test_without_a_key_only_loopback_is_asked(tmp_path: Path, monkeypatch: pytes
 
 
 def test_openai_itself_knows_the_limit_by_another_name(tmp_path: Path) -> None:
-    request = ServerJudge(config(tmp_path, "https://api.openai.com/v1"))._request([])
-    assert "max_completion_tokens" in request
+    server = config(tmp_path, "https://api.openai.com/v1").server
+    assert server is not None
+    request = Conversation(server).chat_request([], 5)
+    assert request["max_completion_tokens"] == 5
     assert "max_tokens" not in request
 
 
