@@ -15,6 +15,9 @@ from nlft_ray.tables.schema import INCORRECT, SCORED
 from nlft_ray.tables.scored import facts_of, read_facts
 from nlft_ray.tables.shards import DATA
 
+_CONTEXT = 32
+"""Tokens that are decoded with each token at the least, where there are so many before it."""
+
 
 @dataclass(frozen=True)
 class TokenView:
@@ -90,16 +93,22 @@ def token_views(row: Mapping[str, Any], policy: Policy, tokenizer: Any) -> list[
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """The characters that each token adds; joined, they are the decoded text.
 
-    A character spread over several tokens belongs to the last of them.
+    A character spread over several tokens belongs to the last of them. Time is linear in the number of tokens: each is
+    decoded with some tens of those before it, since spaces may come and go where tokens meet or a text begins.
     """
-    texts, before = [], ""
+    texts: list[str] = []
+    start, before = 0, ""  # where what is decoded begins, and its text up to the last complete character
+    complete = 0  # a place at which a character ends, from which to decode next
     for end in range(1, len(ids) + 1):
-        decoded = tokenizer.decode(ids[:end])
+        decoded = tokenizer.decode(ids[start:end])
         if decoded.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
             texts.append("")  # the character is not complete yet
             continue
         texts.append(decoded[len(before) :])
         before = decoded
+        if end - complete >= _CONTEXT:
+            start, complete = complete, end
+            before = tokenizer.decode(ids[start:end])
     return texts
 
 

@@ -9,7 +9,6 @@ import base64
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from typing import Any, get_args
 
@@ -26,7 +25,6 @@ from nlft_ray.tables.schema import CORRECT, SCORED
 from nlft_ray.tables.scored import facts_of, read_facts
 from nlft_ray.tables.shards import read_rows
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _NO_TOKEN = -1  # in the column `top`
 _NO_IDS = np.zeros(0, dtype=np.int32)
 _TEXTS = ("instruction", "question", "standard_answer", "judgment")
@@ -160,7 +158,7 @@ def _example(row: Mapping[str, Any], texts: Mapping[str, Any] | None, tokenizer:
         "question": texts["question"],
         "standard_answer": texts.get("standard_answer"),
         "judgment": texts.get("judgment"),
-        "tokens": response_texts(tokenizer, ids[start:]),
+        "tokens": token_texts(tokenizer, ids[start:]),
     }
 
 
@@ -173,22 +171,3 @@ def _texts_by_id(examples: Folder | None, ids: set[str]) -> dict[str, dict[str, 
             if len(texts) == len(ids):
                 break
     return texts
-
-
-def response_texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Text of each token, as `token_texts`, in linear time where the tokenizer allows it.
-
-    Only the tokens since the last complete character are decoded anew, after one complete piece of context, since
-    the first token of a text may lose its space.
-    """
-    decode = cache(lambda *part: tokenizer.decode(part))
-    texts: list[str] = []
-    context = complete = 0  # texts[context:complete] is the piece before, texts[complete:] what is not shown yet
-    for end in range(1, len(ids) + 1):
-        before, after = decode(*ids[context:complete]), decode(*ids[context:end])
-        if after.endswith(_REPLACEMENT) and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(after[len(before) :])
-        context, complete = complete, end
-    return texts if "".join(texts) == tokenizer.decode(ids) else token_texts(tokenizer, ids)

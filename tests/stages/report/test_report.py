@@ -1,6 +1,7 @@
 """What the stage writes: files and their places, refusals, the story of the run, and the packed facts."""
 
 import base64
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from nlft_ray.stages import STAGES
 from nlft_ray.stages.report.charts import Chart, training_charts
 from nlft_ray.stages.report.page import json_for_script
 from nlft_ray.stages.report.policies import policies_for_page
-from nlft_ray.stages.report.tokens import pack, response_texts
+from nlft_ray.stages.report.tokens import pack
 from nlft_ray.storage.folder import Folder
 from tests.random_models import byte_tokenizer
 from tests.rows import read_table
@@ -157,8 +158,35 @@ def test_data_cannot_leave_its_script_element() -> None:
 def test_tokens_join_to_the_text(text: str, shared_tokenizers: list[Any]) -> None:
     for tokenizer in [byte_tokenizer(), *shared_tokenizers]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(response_texts(tokenizer, ids)) == tokenizer.decode(ids)
-        assert response_texts(tokenizer, ids) == token_texts(tokenizer, ids)
+        assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["2 + 2 = 4. ", "  two  spaces\n\n", "👩‍👩‍👧 é don't ", "\ufffd broken \ufffd"])
+def test_tokens_of_a_long_text_are_those_of_its_beginnings(text: str, shared_tokenizers: list[Any]) -> None:
+    for tokenizer in [byte_tokenizer(), *shared_tokenizers]:
+        ids = tokenizer(text * 20, add_special_tokens=False)["input_ids"]
+        beginnings = [""]
+        for end in range(1, len(ids) + 1):
+            beginning = tokenizer.decode(ids[:end])
+            unfinished = beginning.endswith("\ufffd") and end < len(ids)
+            beginnings.append(beginnings[-1] if unfinished else beginning)
+        wanted = [after[len(before) :] for before, after in itertools.pairwise(beginnings)]
+        assert token_texts(tokenizer, ids) == wanted
+
+
+def test_the_work_of_decoding_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, decoded = byte_tokenizer(), []
+    decode = tokenizer.decode
+
+    def counted(ids: Any) -> Any:
+        decoded.append(len(ids))
+        return decode(ids)
+
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    ids = tokenizer("2 + 2 = 4. " * 200, add_special_tokens=False)["input_ids"]
+    token_texts(tokenizer, ids)
+    assert max(decoded) < 100
+    assert len(decoded) < 1.1 * len(ids)
 
 
 @pytest.fixture(scope="module")
