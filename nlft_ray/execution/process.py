@@ -11,6 +11,8 @@ from pathlib import Path
 from nlft_ray.errors import UserError
 
 _CGROUP = Path("/sys/fs/cgroup")
+_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Variables that torch's allocator reads, the older names too: a user who set one has chosen."""
 
 
 @contextmanager
@@ -22,7 +24,8 @@ def starting() -> Iterator[None]:
     frozen. Tokenizers' own threads are turned off for good, since processes share the cores.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # passes differ in shape: less is wasted
+    if not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # passes differ in shape: less is wasted
     atexit.register(gc.freeze)
     thresholds = gc.get_threshold()
     gc.set_threshold(10_000)

@@ -50,3 +50,18 @@ def test_affinity_is_heeded() -> None:
 def test_a_gpu_that_torch_cannot_use_is_an_error() -> None:
     with pytest.raises(UserError, match=r"pool.gpus_per_worker: Ray gave this worker a GPU that torch .* cannot use"):
         process.check_gpus("pool.gpus_per_worker")
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+def test_the_users_settings_of_torchs_allocator_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {name: "max_split_size_mb:128"})
+    with process.starting():
+        pass
+    assert {key: value for key, value in os.environ.items() if "ALLOC" in key} == {name: "max_split_size_mb:128"}
+
+
+def test_torchs_allocator_grows_its_segments_where_the_user_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    with process.starting():
+        pass
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
