@@ -14,6 +14,7 @@ from nlft_ray.execution.inline import InlineExecutor
 from nlft_ray.execution.work import RAISED, TableWork, WorkerFactory
 from nlft_ray.log import RowProgress, log
 from nlft_ray.models.automatic import IDS_MADE_ANEW, least_rows, settings_of_stage, with_one_commit
+from nlft_ray.models.engines.chat import FAILED, SILENT
 from nlft_ray.models.prompts import prompts_fingerprint, prompts_of_a_server
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import (
@@ -99,7 +100,7 @@ def run_table_stage(
     complete = begin(output, identity, overwrite=config.overwrite)
     shards = plan_shards(source, identity.config["rows_per_shard"], identity.fingerprint())
     reports = finished_shards(output, shards)
-    _forget_raised(stage, output, shards, reports)
+    _forget_failures(stage, output, shards, reports)
     if complete is not None and len(reports) == len(shards):
         return StageResult(output=config.output, manifest=complete, reused=True)
     _reopen(output, shards)
@@ -198,17 +199,18 @@ def _forget_changed(output: Folder, shards: list[Shard], reports: dict[int, Shar
             del reports[shard.number]
 
 
-def _forget_raised(stage: str, output: Folder, shards: list[Shard], reports: dict[int, ShardReport]) -> None:
-    """Drop the shards with rows that made the worker raise: what it raised may have been no fault of theirs."""
-    raised = 0
+def _forget_failures(stage: str, output: Folder, shards: list[Shard], reports: dict[int, ShardReport]) -> None:
+    """Drop the shards with rows that made the worker raise, or that a server left unanswered: perhaps no fault of
+    theirs."""
+    failed = 0
     for shard in shards:
         reasons = reports[shard.number].reject_reasons if shard.number in reports else {}
-        if count := sum(rows for reason, rows in reasons.items() if reason.startswith(RAISED)):
-            raised += count
+        if count := sum(rows for reason, rows in reasons.items() if reason.startswith((RAISED, FAILED, SILENT))):
+            failed += count
             (output / DATA).delete(shard.name)
             del reports[shard.number]
-    if raised:
-        log(f"{stage}: {raised} rows that could not be used, since they made the worker raise, are tried again.")
+    if failed:
+        log(f"{stage}: {failed} rows are tried again, which made the worker raise or were not answered.")
 
 
 def _finish(output: Folder, shards: list[Shard], manifest: Manifest) -> None:

@@ -410,5 +410,5 @@ def test_rows_that_raised_are_tried_again_by_the_next_start(
         assert nlft_ray.score(settings).manifest.reject_reasons == {"raised RuntimeError": len(EXAMPLE_ROWS)}
     again = nlft_ray.score(settings)
     assert (again.manifest.rows_out, again.manifest.rows_rejected) == (len(EXAMPLE_ROWS), 0)
-    assert f"{len(EXAMPLE_ROWS)} rows that could not be used" in capsys.readouterr().err
+    assert f"{len(EXAMPLE_ROWS)} rows are tried again" in capsys.readouterr().err
     assert nlft_ray.score(settings).reused

@@ -16,6 +16,8 @@ from nlft_ray.errors import UserError
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
+FAILED, SILENT = "the server failed", "the server did not answer"
+"""How the reasons begin of requests that may be answered another time."""
 _LONGEST_MESSAGE = 160
 _DUMMY_KEY = "no-key-needed"
 _STATUS_NO_ACCESS = (401, 403)
@@ -97,7 +99,7 @@ class ChatServer:
             completion = await request
         except self._openai.APITimeoutError:
             raise RequestFailed(
-                f"the server did not answer: {tries} tries of {self._server.timeout_seconds:g} s"
+                f"{SILENT}: {tries} tries of {self._server.timeout_seconds:g} s"
             ) from None
         except self._openai.APIConnectionError as error:
             cause = self._clean(str(error.__cause__ or error))
@@ -127,7 +129,7 @@ class ChatServer:
         if error.code == "insufficient_quota":
             return UserError(f"server: {server.base_url} says that the account is used up: {message}")
         if status >= 500 or status == 429:
-            return RequestFailed(f"the server failed with status {status}: {tries} tries, {message}")
+            return RequestFailed(f"{FAILED} with status {status}: {tries} tries, {message}")
         return RequestRefused(f"the server refused with status {status}: {message}")
 
     def _clean(self, text: str) -> str:

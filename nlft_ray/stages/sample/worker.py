@@ -43,6 +43,9 @@ class SampleWorker:
         rows, counts = [], Counter[str]()
         for number, (question, response) in enumerate(zip(repeated, responses, strict=True)):
             draw = number % draws
+            if response.unanswered:
+                rejects.append((question | {"id": self._id(question, draw)}, response.problem or ""))
+                continue
             if response.problem:
                 if draw == 0:  # of the question, whatever would be drawn
                     rejects.append((question, response.problem))
@@ -56,11 +59,13 @@ class SampleWorker:
         tokens = sum(response.tokens for response in responses)
         return WorkResult(pa.Table.from_pylist(rows, schema=self.schema), rejects, tokens, dict(counts))
 
+    def _id(self, question: Question, draw: int) -> str:
+        return f"{question['id']}/{draw}" if self._config.responses_per_question > 1 else question["id"]
+
     def _row(self, question: Question, draw: int, response: Completion) -> dict[str, Any]:
-        several = self._config.responses_per_question > 1
         return {
             **question,
-            "id": f"{question['id']}/{draw}" if several else question["id"],
+            "id": self._id(question, draw),
             "response": response.text,
             "response_ids": response.ids,
             "verdict": CORRECT if self._verify(response.text, question["standard_answer"]) else INCORRECT,

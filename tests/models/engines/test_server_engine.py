@@ -142,6 +142,29 @@ def test_a_failed_request_costs_its_row_alone_and_answers_are_paid_for_once(tmp_
     assert (result.manifest.rows_out, result.manifest.rows_rejected) == (4, 1), "no wrong answer, but none"
 
 
+def test_a_draw_that_was_not_answered_is_tried_again_by_the_next_start(tmp_path: Path, random_llama: str) -> None:
+    """The other draws of its question stay, and it is no bad row."""
+    failing = {"now": True}
+
+    def behave(request: dict[str, Any], number: int) -> Reply:
+        reply = with_ids(request, number)
+        odd = request.get("seed", 0) % 2 == 1
+        return Reply(status=503) if failing["now"] and odd else reply
+
+    options: dict[str, Any] = {"responses_per_question": 2, "max_reject_fraction": 1}
+    with serving(behave) as fake:
+        manifest = run(tmp_path, random_llama, fake.base_url, **options).manifest
+        assert 0 < manifest.rows_rejected < 10
+        kept = set(read_table(tmp_path / "out"))
+        missing = {reject["id"] for reject in read_rejects(tmp_path / "out")}
+        assert kept | missing == {f"{row['id']}/{draw}" for row in ROWS for draw in range(2)}
+        failing["now"] = False
+        before = len(fake.requests)
+        again = run(tmp_path, random_llama, fake.base_url, **options).manifest
+        assert len(fake.requests) - before == len(missing), "what was answered is paid for once"
+    assert (again.rows_out, again.rows_rejected) == (10, 0)
+
+
 def test_the_model_needs_no_weights(tmp_path: Path, random_llama: str) -> None:
     """Only its tokenizer is read."""
     folder = tmp_path / "model"
