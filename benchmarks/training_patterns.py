@@ -27,8 +27,8 @@ from released_pattern import grow, released_facts
 from nlft_ray.cli.arguments import validate
 from nlft_ray.config import ModelConfig, PromptConfig, TrainConfig
 from nlft_ray.core.loss import normalise_by_example, weighted_losses
+from nlft_ray.models.attention import attend_by_segments
 from nlft_ray.models.loading import load_model, load_tokenizer, max_length
-from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.score.contexts import RowBuilder, ScoringRow
 from nlft_ray.stages.train.examples import ExampleTable, MicroBatch, write_examples
 from nlft_ray.stages.train.model import LogOddsHead

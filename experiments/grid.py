@@ -7,7 +7,7 @@ from typing import Any
 import nlft_ray
 from experiments.config import Cell, Experiment
 from experiments.examples import star, worked
-from experiments.memory import PeakMemory
+from experiments.memory import Peak, peak_memory
 from experiments.methods import METHODS
 from nlft_ray.config import EvaluateConfig, ImportConfig, ModelConfig, RunConfig
 from nlft_ray.errors import UserError
@@ -86,7 +86,7 @@ class _Trial:
         method, folder = METHODS[self.name], Folder(self.cell.folder(self.experiment)) / METHODS[self.name].data
         settings, tries = self._settings()
         manifests = {name: one.manifest for name, one in zip(("sample", "hint"), tries, strict=False)}
-        with PeakMemory() as memory:
+        with peak_memory() as memory:
             result = _ran(settings) if settings else None
         if settings is None or result is None:
             return self._outcome(before, manifests, 0)
@@ -136,7 +136,7 @@ def _ran(settings: RunConfig) -> Any:
         raise
 
 
-def _kept(folder: Folder, policy: str, memory: PeakMemory, reused: bool) -> int:
+def _kept(folder: Folder, policy: str, memory: Peak, reused: bool) -> int:
     """The peak of memory as it was measured when the training ran, which a later start cannot measure again."""
     name = f"{policy}.peak_bytes"
     if not reused or not folder.has(name):

@@ -1,37 +1,35 @@
 """The largest memory of one process while something runs: its resident bytes, looked at several times a second."""
 
-import threading
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Event
 
 import psutil
+
+from nlft_ray.execution.process import in_background
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-class PeakMemory:
-    """Watches this process and Ray's workers below it, until it is left."""
+@dataclass
+class Peak:
+    """Most resident bytes of any one process at any look."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
-        """Most resident bytes of any one of them at any look."""
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    bytes: int = 0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch(self, stopped: Event) -> None:
+        """Look at this process and Ray's workers below it until the event is set."""
         this = psutil.Process()
-        while not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
+        while not stopped.wait(_SECONDS_BETWEEN_LOOKS):
             for process in [this, *this.children(recursive=True)]:
                 with suppress(psutil.Error):  # it has ended meanwhile
                     self.bytes = max(self.bytes, process.memory_info().rss)
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Within, memory is watched; afterwards the peak is known."""
+    peak = Peak()
+    with in_background(peak.watch):
+        yield peak

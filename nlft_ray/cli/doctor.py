@@ -126,14 +126,10 @@ def _devices() -> Iterator[Finding]:
         note = f"torch is built for CUDA {built_for}" if built_for else "torch is built for CPUs alone"
         yield Finding("GPU", "none", f"{note}; {hidden}" if built_for and shutil.which("nvidia-smi") else note)
     cores = os.cpu_count() or 1
-    yield Finding("CPU cores", f"{_usable_cores()} of {cores}", "that this process may use")
+    yield Finding("CPU cores", f"{process.usable_cpus()} of {cores}", "that this process may use")
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     yield Finding("C compiler", compiler or "none", "" if compiler else "on a GPU, DeepSpeed and triton ask for one")
     yield Finding("will be used", str(devices_of(ClusterConfig())), f"weights in {automatic_dtype(on_gpu=on_gpu)}")
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ray() -> Iterator[Finding]:

@@ -4,15 +4,13 @@ A stage's own settings are its `…Options`; `…Config` adds where it reads, wh
 `nlft-ray <stage>` and `nlft_ray.<stage>(config)` take. `RunConfig` holds the options of all stages, for `nlft-ray run`.
 """
 
+from nlft_ray.config.engines import GenerationOptions, JudgeServer, ModelServer
 from nlft_ray.config.options import (
     EvaluateOptions,
     ExportOptions,
-    GenerationOptions,
     ImportOptions,
     JudgeOptions,
-    JudgeServer,
     LoraConfig,
-    ModelServer,
     PolicyConfig,
     ReportOptions,
     SampleOptions,

@@ -4,9 +4,10 @@ import atexit
 import gc
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from nlft_ray.errors import UserError
 
@@ -33,6 +34,19 @@ def starting() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
+
+
+@contextmanager
+def in_background(work: Callable[[Event], None]) -> Iterator[None]:
+    """Within, a thread does `work`, which ends soon after its event is set: on leaving, that is waited for."""
+    stopped = Event()
+    thread = Thread(target=work, args=(stopped,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def hide_gpus() -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from nlft_ray.config import EvaluateConfig, JudgeConfig, SampleConfig
 from nlft_ray.config.shared import PoolConfig
+from nlft_ray.models.generation import PromptedModel
 
 T = TypeVar("T")
 
@@ -24,3 +26,22 @@ def replica_of(pool: PoolConfig, make: Callable[..., T], *arguments: Any) -> T:
     from nlft_ray.execution.ray_gang import Gang  # other work needs no Ray
 
     return cast(T, Gang(pool, make, arguments))
+
+
+def prompted_model(config: SampleConfig | JudgeConfig | EvaluateConfig) -> PromptedModel:
+    """The target model as a stage prompts it, by its engine.
+
+    Raises:
+        UserError: as `PromptedModel` raises it.
+    """
+    pool = config.pool
+    return replica_of(
+        pool,
+        PromptedModel,
+        config.model,
+        config.prompts,
+        config.batch_size,
+        pool.tensor_parallel,
+        config.engine,
+        config.server,
+    )

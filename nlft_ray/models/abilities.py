@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from nlft_ray.models.packing import (
-    PackedTexts,
-    attend_by_segments,
-    attends_by_segments,
-    body,
-    keeps_keys_and_values,
-    moved,
-    to_device,
-)
+from nlft_ray.models.attention import attend_by_segments, attends_by_segments, body, keeps_keys_and_values
+from nlft_ray.models.packing import PackedTexts, moved, to_device
 from nlft_ray.models.prefix_states import PrefixStates
 
 TRIAL_PROMPT = [number % 5 for number in range(1, 20)]

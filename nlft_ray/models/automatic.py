@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nlft_ray.config import GenerationOptions, ModelConfig, WithModel
-from nlft_ray.config.options import USUAL_BATCH_SIZE
+from nlft_ray.config.engines import USUAL_BATCH_SIZE
 from nlft_ray.config.shared import automatic_dtype
 from nlft_ray.log import log
 

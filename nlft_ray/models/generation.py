@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nlft_ray.config import ModelConfig, ModelServer, PromptConfig
-from nlft_ray.config.options import USUAL_BATCH_SIZE
+from nlft_ray.config.engines import USUAL_BATCH_SIZE
 from nlft_ray.errors import UserError
 from nlft_ray.models.engines.chat import RequestFailed
 from nlft_ray.models.engines.engine import Decoding, Engine, Prompt, all_ends
@@ -63,20 +63,21 @@ class PromptedModel:
         self._max_length = max_length(model)
         batch_size = batch_size or USUAL_BATCH_SIZE["cpu" if device().type == "cpu" else "gpu"]
         end = end_of_turn(self._tokenizer, model, prompts).id
+        ends = all_ends(model, end)
         self._engine: Engine
         if server is not None:
             from nlft_ray.models.engines.server import ServerEngine
 
-            self._engine = ServerEngine(server, self._tokenizer, end, all_ends(model, end), self._max_length)
+            self._engine = ServerEngine(server, self._tokenizer, end, ends, self._max_length)
         elif engine == "vllm":
             from nlft_ray.models.engines.vllm import VllmEngine
 
-            self._engine = VllmEngine(model, all_ends(model, end), self._max_length, batch_size)
+            self._engine = VllmEngine(model, ends, self._max_length, batch_size)
         else:
             from nlft_ray.models.engines.transformers import Generator
 
             loaded = load_model(model, spread=True, tensor_parallel=tensor_parallel)
-            self._engine = Generator(loaded, end_of_turn=end, max_length=self._max_length, batch_size=batch_size)
+            self._engine = Generator(loaded, ends=ends, max_length=self._max_length, batch_size=batch_size)
 
     def answer(
         self, kind: PromptKind, rows: Sequence[Mapping[str, Any]], decoding: Decoding, seed: int

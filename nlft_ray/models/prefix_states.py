@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from nlft_ray.models.packing import body
+from nlft_ray.models.attention import body
 
 _PREFIXES_AT_ONCE = 4  # one for each context, and one more
 

@@ -20,7 +20,7 @@ def prompts(random_llama: str) -> list[list[int]]:
 
 def generator(random_llama: str, batch_size: int = 8, max_length: int = 512, end_of_turn: int = 1) -> Generator:
     model = load_model(ModelConfig(path=random_llama))
-    return Generator(model, end_of_turn=end_of_turn, max_length=max_length, batch_size=batch_size)
+    return Generator(model, ends=[end_of_turn], max_length=max_length, batch_size=batch_size)
 
 
 def plain_greedy(model: torch.nn.Module, prompt: list[int], count: int, end: int) -> list[int]:

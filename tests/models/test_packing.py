@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama import modeling_llama
 
-from nlft_ray.models import packing
-from nlft_ray.models.packing import PackedTexts, Segments, _in_blocks
+from nlft_ray.models import attention
+from nlft_ray.models.attention import _in_blocks
+from nlft_ray.models.packing import PackedTexts, Segments
 from tests.models.test_abilities import GATED, random_model
 
-ATTEND: Any = packing._attend
+ATTEND: Any = attention._attend
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,8 +119,8 @@ def varlen_reference(
 
 
 def flash_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_takes_flash", lambda *_: True)
-    monkeypatch.setattr(packing, "_varlen_attn", lambda: varlen_reference)
+    monkeypatch.setattr(attention, "_takes_flash", lambda *_: True)
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: varlen_reference)
 
 
 @settings(max_examples=25, deadline=None)
@@ -143,7 +144,7 @@ def test_segments_are_plain_attention_and_so_are_their_gradients(
         torch.randn(1, heads, count, DIM, generator=generator, requires_grad=True)
         for heads, count in [(HEADS, tokens), (KEY_HEADS, stored + tokens), (KEY_HEADS, stored + tokens)]
     ]
-    plain: Callable[..., Any] = packing._eager if way == "eager" else packing._sdpa
+    plain: Callable[..., Any] = attention._eager if way == "eager" else attention._sdpa
     with pytest.MonkeyPatch.context() as monkeypatch:
         if way == "flash":
             flash_by_reference(monkeypatch)
@@ -169,7 +170,7 @@ def test_models_read_packed_texts_by_the_flash_kernel(window: int | None, monkey
         packed.append(rest, trunk)
     with torch.inference_mode():
         alone = [model(torch.tensor([texts[0] + rest]), use_cache=False).logits[0, 20:] for rest in texts[1:]]
-        assert packing.attend_by_segments(model)
+        assert attention.attend_by_segments(model)
         flash_by_reference(monkeypatch)
         together = model(**packed.inputs(), use_cache=False).logits[0, 20:]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
@@ -187,10 +188,10 @@ def test_the_flash_kernel_is_plain_attention(stored: int, window: int | None) ->
         for heads, count in [(HEADS, tokens), (KEY_HEADS, stored + tokens), (KEY_HEADS, stored + tokens)]
     ]
     half = [part.detach().bfloat16().requires_grad_() for part in states]
-    assert packing._takes_flash(half[0], half[2], {})
+    assert attention._takes_flash(half[0], half[2], {})
     options = {"scaling": 0.125, "sliding_window": window, "dropout": 0.0}
-    exact, _ = ATTEND(packing._sdpa, _Layer().eval(), *states, None, segments, **options)
-    found, _ = ATTEND(packing._sdpa, _Layer().eval(), *half, None, segments, **options)
+    exact, _ = ATTEND(attention._sdpa, _Layer().eval(), *states, None, segments, **options)
+    found, _ = ATTEND(attention._sdpa, _Layer().eval(), *half, None, segments, **options)
     torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
     upstream = torch.randn_like(exact)
     for mine, plainly in zip(

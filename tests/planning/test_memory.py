@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nlft_ray.models.packing import attend_by_segments
+from nlft_ray.models.attention import attend_by_segments
 from nlft_ray.planning.memory import (
     Pass,
     TrainingSetup,

@@ -86,7 +86,7 @@ def test_generation_is_that_of_each_prompt_alone(family: str, models: dict[str, 
     config = ModelConfig(path=models[family])
     model = load_model(config)
     prompts = [[6 + (7 * number) % 250 for number in range(length)] for length in (3, 50, 61)]
-    found = Generator(model, end_of_turn=1, max_length=512, batch_size=3)(prompts, Decoding(max_new_tokens=6), 0)
+    found = Generator(model, ends=[1], max_length=512, batch_size=3)(prompts, Decoding(max_new_tokens=6), 0)
     for prompt, response in zip(prompts, found, strict=True):
         ids = list(prompt)
         with torch.inference_mode():

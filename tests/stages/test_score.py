@@ -14,7 +14,7 @@ from nlft_ray.config import ModelConfig, PromptConfig, ScoreConfig
 from nlft_ray.errors import UserError
 from nlft_ray.models.loading import load_model, load_tokenizer
 from nlft_ray.models.prompts import prompt_ids
-from nlft_ray.stages.score.scorer import Scorer, fill, pack
+from nlft_ray.stages.score.scorer import fill, pack
 from nlft_ray.stages.score.worker import ScoreWorker
 from nlft_ray.tables.manifest import Identity
 from nlft_ray.tables.schema import EXAMPLES, SCORED
@@ -346,69 +346,3 @@ def test_ids_of_another_tokenizer_are_refused(tmp_path: Path, random_llama: str)
     settings = {"input": source, "output": str(tmp_path / "s"), "model": {"path": random_llama}, "pool": INLINE}
     with pytest.raises(UserError, match="tokenizer: feedfeedfeedfeed there"):
         nlft_ray.score(ScoreConfig.model_validate(settings))
-
-
-@pytest.mark.parametrize("architecture", ["llama", "opt"])
-@pytest.mark.parametrize("room", [600, 300])
-def test_memory_that_runs_out_costs_no_row(
-    architecture: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """However little fits at once: two rows, or one context of one row. `opt` is padded, `llama` packed."""
-    model = save_random_model(tmp_path, architecture)
-    whole, _ = score(config(model), EXAMPLE_ROWS)
-    worker, run = ScoreWorker(config(model)), Scorer._run
-
-    def run_if_it_fits(scorer: Scorer, forward_pass: Any) -> Any:
-        if forward_pass.inputs["input_ids"].numel() > room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return run(scorer, forward_pass)
-
-    monkeypatch.setattr(Scorer, "_run", run_if_it_fits)
-    found, worked = score_with(worker, EXAMPLE_ROWS)
-    assert worked.rejects == []
-    assert found.keys() == whole.keys()
-    for id, row in whole.items():
-        for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm", "hidden_cos"):
-            if row[name] is not None:
-                np.testing.assert_allclose(found[id][name], row[name], atol=1e-5)
-    assert "out of memory with" in capsys.readouterr().err
-
-
-def test_a_row_that_does_not_fit_alone_ends_with_advice(
-    random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(scorer: Scorer, forward_pass: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Scorer, "_run", fail)
-    source = write_table(tmp_path / "examples", "examples", EXAMPLE_ROWS)
-    settings = config(random_llama, input=source, output=str(tmp_path / "scored"), pool=INLINE)
-    with pytest.raises(UserError, match=r"alone, of \d+ tokens .* Lower model.max_length"):
-        nlft_ray.score(settings)
-    assert not (tmp_path / "scored" / "manifest.json").exists()
-
-
-def test_ids_that_the_model_has_not_are_a_bad_row(random_llama: str) -> None:
-    found, worked = score(
-        config(random_llama), [EXAMPLE_ROWS[0], example("odd", correct=True, response_ids=[5, 999_999])]
-    )
-    assert list(found) == ["right"]
-    assert [reason for _, reason in worked.rejects] == ["unknown token: id 999999, where the model knows 261 of them"]
-
-
-def test_rows_that_raised_are_tried_again_by_the_next_start(
-    random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = write_table(tmp_path / "examples", "examples", EXAMPLE_ROWS)
-    settings = config(random_llama, input=source, output=str(tmp_path / "scored"), pool=INLINE, max_reject_fraction=1)
-
-    def fail(scorer: Scorer, forward_pass: Any) -> Any:
-        raise RuntimeError("a bug of today")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Scorer, "_run", fail)
-        assert nlft_ray.score(settings).manifest.reject_reasons == {"raised RuntimeError": len(EXAMPLE_ROWS)}
-    again = nlft_ray.score(settings)
-    assert (again.manifest.rows_out, again.manifest.rows_rejected) == (len(EXAMPLE_ROWS), 0)
-    assert f"{len(EXAMPLE_ROWS)} rows are tried again" in capsys.readouterr().err
-    assert nlft_ray.score(settings).reused

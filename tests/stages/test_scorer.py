@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import nlft_ray
+from nlft_ray.errors import UserError
 from nlft_ray.execution.work import isolate_failures
-from nlft_ray.models.packing import attend_by_segments
+from nlft_ray.models.attention import attend_by_segments
 from nlft_ray.stages.score import worker as score_worker
 from nlft_ray.stages.score.contexts import ScoringRow
 from nlft_ray.stages.score.scorer import RowFacts, Scorer, ScoringBatch
@@ -19,8 +22,9 @@ from nlft_ray.stages.score.worker import ScoreWorker
 from nlft_ray.stages.train.examples import Example, MicroBatch
 from nlft_ray.tables.schema import EXAMPLES
 from tests.models.test_abilities import random_model
-from tests.rows import example
-from tests.stages.test_score import config
+from tests.random_models import save_random_model
+from tests.rows import example, write_table
+from tests.stages.test_score import EXAMPLE_ROWS, INLINE, config, score, score_with
 
 LONG = 16_000
 ONE_LAYER = {"num_hidden_layers": 1, "max_position_embeddings": 2 * LONG}
@@ -214,3 +218,69 @@ def test_a_row_that_no_tokenizer_takes_is_named(random_llama: str, monkeypatch: 
     assert [(row["id"], reason) for row, reason in worked.rejects] == [("4", "raised ValueError: no ids for this")]
     assert worked.table["id"].to_pylist() == ["0", "1", "2", "3", "5", "6"]
     assert worked.counts["correct"] == 6
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+@pytest.mark.parametrize("room", [600, 300])
+def test_memory_that_runs_out_costs_no_row(
+    architecture: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However little fits at once: two rows, or one context of one row. `opt` is padded, `llama` packed."""
+    model = save_random_model(tmp_path, architecture)
+    whole, _ = score(config(model), EXAMPLE_ROWS)
+    worker, run = ScoreWorker(config(model)), Scorer._run
+
+    def run_if_it_fits(scorer: Scorer, forward_pass: Any) -> Any:
+        if forward_pass.inputs["input_ids"].numel() > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return run(scorer, forward_pass)
+
+    monkeypatch.setattr(Scorer, "_run", run_if_it_fits)
+    found, worked = score_with(worker, EXAMPLE_ROWS)
+    assert worked.rejects == []
+    assert found.keys() == whole.keys()
+    for id, row in whole.items():
+        for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm", "hidden_cos"):
+            if row[name] is not None:
+                np.testing.assert_allclose(found[id][name], row[name], atol=1e-5)
+    assert "out of memory with" in capsys.readouterr().err
+
+
+def test_a_row_that_does_not_fit_alone_ends_with_advice(
+    random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(scorer: Scorer, forward_pass: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Scorer, "_run", fail)
+    source = write_table(tmp_path / "examples", "examples", EXAMPLE_ROWS)
+    settings = config(random_llama, input=source, output=str(tmp_path / "scored"), pool=INLINE)
+    with pytest.raises(UserError, match=r"alone, of \d+ tokens .* Lower model.max_length"):
+        nlft_ray.score(settings)
+    assert not (tmp_path / "scored" / "manifest.json").exists()
+
+
+def test_ids_that_the_model_has_not_are_a_bad_row(random_llama: str) -> None:
+    found, worked = score(
+        config(random_llama), [EXAMPLE_ROWS[0], example("odd", correct=True, response_ids=[5, 999_999])]
+    )
+    assert list(found) == ["right"]
+    assert [reason for _, reason in worked.rejects] == ["unknown token: id 999999, where the model knows 261 of them"]
+
+
+def test_rows_that_raised_are_tried_again_by_the_next_start(
+    random_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_table(tmp_path / "examples", "examples", EXAMPLE_ROWS)
+    settings = config(random_llama, input=source, output=str(tmp_path / "scored"), pool=INLINE, max_reject_fraction=1)
+
+    def fail(scorer: Scorer, forward_pass: Any) -> Any:
+        raise RuntimeError("a bug of today")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Scorer, "_run", fail)
+        assert nlft_ray.score(settings).manifest.reject_reasons == {"raised RuntimeError": len(EXAMPLE_ROWS)}
+    again = nlft_ray.score(settings)
+    assert (again.manifest.rows_out, again.manifest.rows_rejected) == (len(EXAMPLE_ROWS), 0)
+    assert f"{len(EXAMPLE_ROWS)} rows are tried again" in capsys.readouterr().err
+    assert nlft_ray.score(settings).reused

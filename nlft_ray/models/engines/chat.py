@@ -98,9 +98,7 @@ class ChatServer:
         try:
             completion = await request
         except self._openai.APITimeoutError:
-            raise RequestFailed(
-                f"{SILENT}: {tries} tries of {self._server.timeout_seconds:g} s"
-            ) from None
+            raise RequestFailed(f"{SILENT}: {tries} tries of {self._server.timeout_seconds:g} s") from None
         except self._openai.APIConnectionError as error:
             cause = self._clean(str(error.__cause__ or error))
             raise UserError(

@@ -23,17 +23,15 @@ class Generator:
     A batch that memory does not hold is halved, and later ones are no larger; other random numbers are drawn then.
     """
 
-    def __init__(self, model: PreTrainedModel, *, end_of_turn: int, max_length: int, batch_size: int):
+    def __init__(self, model: PreTrainedModel, *, ends: list[int], max_length: int, batch_size: int):
         self._model = model
         self.vocabulary = vocabulary_size(model)
         self._max_length = max_length
         self._batch_size = batch_size
         self._memory = Batches("prompts and what may follow them", _ADVICE, halves=not is_shared(model))
-        own = getattr(model.generation_config, "eos_token_id", None)
-        self.ends = sorted({end_of_turn, *(own if isinstance(own, list) else [own] if own is not None else [])})
+        self.ends = ends
         # transformers fills whatever is not said from here: a repetition penalty of the model's file, for one
         model.generation_config = GenerationConfig()
-        self._end_of_turn = end_of_turn
 
     def __call__(self, prompts: Sequence[Sequence[int]], decoding: Decoding, seed: int) -> list[list[int]]:
         """New tokens for each prompt, the end-of-turn token included where the model wrote one.
@@ -57,7 +55,7 @@ class Generator:
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
         longest = max(map(len, prompts))
-        pad = self._end_of_turn  # masked, so any id will do
+        pad = self.ends[0]  # masked, so any id will do
         input_ids = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts])
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         sampling: dict[str, Any] = {"do_sample": False}

@@ -6,10 +6,9 @@ import pyarrow as pa
 
 from nlft_ray.config import EvaluateConfig
 from nlft_ray.core.answers import final_answer
-from nlft_ray.execution.replica import replica_of
+from nlft_ray.execution.replica import prompted_model
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.engines.engine import Decoding
-from nlft_ray.models.generation import PromptedModel
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
 from nlft_ray.tables.schema import PREDICTIONS
 
@@ -22,17 +21,7 @@ class EvaluateWorker:
     def __init__(self, config: EvaluateConfig):
         self._config = config
         self._verify = load_verifier(config.verifier)
-        pool = config.pool
-        self._model = replica_of(
-            pool,
-            PromptedModel,
-            config.model,
-            config.prompts,
-            config.batch_size,
-            pool.tensor_parallel,
-            config.engine,
-            config.server,
-        )
+        self._model = prompted_model(config)
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         questions, rejects = usable_questions(table, self._config.verifier)

@@ -3,10 +3,9 @@
 import pyarrow as pa
 
 from nlft_ray.config import JudgeConfig
-from nlft_ray.execution.replica import replica_of
+from nlft_ray.execution.replica import prompted_model
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.engines.engine import Decoding
-from nlft_ray.models.generation import PromptedModel
 from nlft_ray.stages.judge.judging import Answer, Row, needs_judgment, with_answers
 from nlft_ray.tables.schema import EXAMPLES
 
@@ -19,16 +18,7 @@ class SelfJudge:
     def __init__(self, config: JudgeConfig):
         """Raises UserError: the model does not load."""
         self._config = config
-        pool = config.pool
-        self._model = replica_of(
-            pool,
-            PromptedModel,
-            config.model,
-            config.prompts,
-            config.batch_size,
-            pool.tensor_parallel,
-            config.engine,
-        )
+        self._model = prompted_model(config)
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         rows: list[Row] = table.to_pylist()

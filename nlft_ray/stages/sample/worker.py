@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 
 from nlft_ray.config import SampleConfig
-from nlft_ray.execution.replica import replica_of
+from nlft_ray.execution.replica import prompted_model
 from nlft_ray.execution.work import WorkResult
 from nlft_ray.models.engines.engine import Decoding
-from nlft_ray.models.generation import Completion, PromptedModel
+from nlft_ray.models.generation import Completion
 from nlft_ray.stages.verifiers import Question, load_verifier, usable_questions
 from nlft_ray.tables.schema import CORRECT, INCORRECT, RESPONSES
 
@@ -22,17 +22,7 @@ class SampleWorker:
     def __init__(self, config: SampleConfig):
         self._config = config
         self._verify = load_verifier(config.verifier)
-        pool = config.pool
-        self._model = replica_of(
-            pool,
-            PromptedModel,
-            config.model,
-            config.prompts,
-            config.batch_size,
-            pool.tensor_parallel,
-            config.engine,
-            config.server,
-        )
+        self._model = prompted_model(config)
 
     def __call__(self, table: pa.Table, seed: int) -> WorkResult:
         config, draws = self._config, self._config.responses_per_question

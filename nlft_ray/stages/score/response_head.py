@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from nlft_ray.models.abilities import hidden_and_logits, only_the_head_follows
-from nlft_ray.models.packing import body, to_device
+from nlft_ray.models.attention import body
+from nlft_ray.models.packing import to_device
 
 LOGITS_AT_A_TIME = 256
 """Response tokens whose logits exist at a time: with fewer, the product with the head's weights is slow."""

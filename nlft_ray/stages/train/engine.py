@@ -26,8 +26,8 @@ from nlft_ray.models.abilities import (
     gives_logits_of_head,
 )
 from nlft_ray.models.adapters import adapted_share, outside_the_language_model, with_adapters
+from nlft_ray.models.attention import attend_by_segments
 from nlft_ray.models.loading import dtype_of, load_model
-from nlft_ray.models.packing import attend_by_segments
 from nlft_ray.stages.train.deepspeed_config import deepspeed_config
 from nlft_ray.stages.train.examples import Example, MicroBatch
 from nlft_ray.stages.train.model import LogOddsHead, TokenKeys, use_keyed_dropout

@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> StageResult:
     if done := newest_step(output / CHECKPOINTS):
         log(f"train: goes on after step {done} of {steps}, from its newest checkpoint.")
     cut_record(output, done)
-    with Reports(output, config.report_to, identity.config), Watch(output, steps):
+    with Reports(output, config.report_to, identity.config), process.in_background(Watch(output, steps).run):
         counted = _run(with_settled_model(config, identity, automatic), identity, output)
     lines = read_metrics(output)
     manifest = manifest.model_copy(

@@ -142,39 +142,28 @@ def add_note(output: Folder, message: str) -> None:
 
 
 class Watch:
-    """Shows steps, loss and notes until it is left."""
+    """Shows steps, loss and notes of a training, as its record and its notes grow."""
 
     def __init__(self, output: Folder, steps: int):
         self._output, self._steps = output, steps
         self._pause = _SECONDS_BETWEEN_LOOKS if output.is_local else _SECONDS_BETWEEN_DOWNLOADS
         self._notes_seen = len(self._notes())
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run(self, stopped: threading.Event) -> None:
+        """Go on until the event is set, and show what is there then."""
         try:
-            self._show()
+            self._show(stopped)
         except UserError as error:  # of a store: those who train meet it too, and what it means is theirs to say
             log(f"train: the progress is not shown any more: {error}")
 
-    def _show(self) -> None:
+    def _show(self, stopped: threading.Event) -> None:
         done = len(read_metrics(self._output))
-        while len(read_metrics(self._output)) == done and not self._stopped.wait(self._pause):
+        while len(read_metrics(self._output)) == done and not stopped.wait(self._pause):
             self._show_notes()  # workers are starting: that time says nothing about the time left
         with RowProgress("train", self._steps, done, unit="steps") as progress:
             last = False
             while not last:
-                last = self._stopped.wait(self._pause)
+                last = stopped.wait(self._pause)
                 lines = read_metrics(self._output)
                 if len(lines) != done:
                     tokens = sum(line["weighted_tokens"] for line in lines[done:])

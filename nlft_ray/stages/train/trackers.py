@@ -13,12 +13,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from nlft_ray.errors import UserError
+from nlft_ray.execution.process import in_background
 from nlft_ray.log import log
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.training import METRICS, read_metrics
@@ -189,18 +191,16 @@ class Reports:
         self._trackers = {name: _opened(name, run) for name in dict.fromkeys(names)}
         self._refused: set[str] = set()
         self._pause = _SECONDS_BETWEEN_LOOKS if output.is_local else _SECONDS_BETWEEN_DOWNLOADS
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._sending = ExitStack()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._sending.enter_context(in_background(self._run))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopped.set()
-        self._thread.join()
+        self._sending.close()
         self._refused.clear()
         self._send()
         for name, tracker in self._trackers.items():
@@ -209,8 +209,8 @@ class Reports:
             except Exception as problem:  # whatever its library raises: the weights do not depend on it
                 log(f"train: {name} did not end well: {_one_line(problem)}")
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._pause):
+    def _run(self, stopped: threading.Event) -> None:
+        while not stopped.wait(self._pause):
             self._send()
 
     def _send(self) -> None:
