@@ -12,7 +12,8 @@ from experiments.config import Experiment
 from experiments.methods import METHODS
 from experiments.results import BEFORE, Tables
 from experiments.statistics import Interval, compare, over_seeds
-from nlft_ray.analysis.markdown import escaped
+from nlft_ray.analysis.markdown import escaped, table
+from nlft_ray.execution.process import usable_cpus
 from nlft_ray.storage.folder import Folder
 
 RECORD, BY_EXAMPLES, BY_SECONDS = "results.md", "accuracy-by-examples.png", "accuracy-by-seconds.png"
@@ -29,7 +30,7 @@ def write_record(experiment: Experiment, tables: Tables, command: Sequence[str],
     folder = Folder(experiment.output)
     for name in ("outcomes", "answers"):
         with folder.atomic_file(f"{name}.parquet") as path:
-            pq.write_table(getattr(tables, name), path)
+            pq.writetable(getattr(tables, name), path)
     _plot(experiment, tables, folder)
     folder.write_text(RECORD, "\n\n".join(_sections(experiment, tables, command, seconds)) + "\n")
     return Path(folder.path) / RECORD
@@ -56,7 +57,7 @@ def _accuracy(experiment: Experiment, tables: Tables) -> str:
     for method in experiment.methods:
         cells = [_percent(over_seeds(tables.accuracies(method, size))) for size in sizes]
         rows.append((method, METHODS[method].what, *cells))
-    return _table(("method", "learns from", *(f"{size} questions" for size in sizes)), rows)
+    return table(("method", "learns from", *(f"{size} questions" for size in sizes)), rows)
 
 
 def _comparisons(experiment: Experiment, tables: Tables, examples: int) -> str:
@@ -72,7 +73,7 @@ def _comparisons(experiment: Experiment, tables: Tables, examples: int) -> str:
     headings = ("method", f"accuracy minus {against}'s", "right where it is wrong", "wrong where it is right", "p")
     return (
         f"Against `{against}`, on the same questions and seeds: difference with its paired bootstrap interval (95 %, "
-        f"over questions), and McNemar's exact test.\n\n" + _table(headings, rows)
+        f"over questions), and McNemar's exact test.\n\n" + table(headings, rows)
     )
 
 
@@ -93,7 +94,7 @@ def _costs(experiment: Experiment, tables: Tables, examples: int) -> str:
     headings = ("method", "rows trained", *(f"{stage}, s" for stage in _STAGES), "sum, s", "tokens", "peak, MiB")
     return (
         "Costs, mean over seeds: the stages that the method needs; tokens through the model to sample and to judge; "
-        "the largest process.\n\n" + _table(headings, rows)
+        "the largest process.\n\n" + table(headings, rows)
     )
 
 
@@ -130,18 +131,10 @@ def _percent(found: Interval, *, sign: bool = False) -> str:
     return mean if found.low != found.low else f"{mean} ({low} to {high})"  # of one seed, nobody knows the interval
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _commit() -> str:
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
 def _machine() -> str:
-    import os
-
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.system()} {platform.machine()}, {cpus} cores, Python {platform.python_version()}"
+    return f"{platform.system()} {platform.machine()}, {usable_cpus()} cores, Python {platform.python_version()}"

@@ -25,7 +25,7 @@ def _accuracy(run: Run) -> Iterable[str]:
             (bar.name, f"{bar.value:.1f} %", f"{bar.low:.1f} to {bar.high:.1f} %", f"{bar.correct} of {bar.total}")
             for bar in bars
         ]
-        yield "## Accuracy\n\n" + _table(("model", "accuracy", "95 % interval (Wilson)", "right"), rows)
+        yield "## Accuracy\n\n" + table(("model", "accuracy", "95 % interval (Wilson)", "right"), rows)
 
 
 def _training(run: Run) -> Iterable[str]:
@@ -42,7 +42,7 @@ def _training(run: Run) -> Iterable[str]:
     if rows:
         losses = ("last loss: raising tokens", "lowering tokens", "anchor")
         headings = ("policy", "steps", *losses, "weighted tokens", "seconds of steps")
-        yield "## Training\n\n" + _table(headings, rows)
+        yield "## Training\n\n" + table(headings, rows)
 
 
 def _changes(run: Run) -> Iterable[str]:
@@ -51,7 +51,7 @@ def _changes(run: Run) -> Iterable[str]:
         for change in run.changes
     ]
     if rows:
-        yield "## Test questions\n\n" + _table(("policy", "fixed", "broken", "still wrong", "still right"), rows)
+        yield "## Test questions\n\n" + table(("policy", "fixed", "broken", "still wrong", "still right"), rows)
 
 
 def _stages(run: Run) -> str:
@@ -70,10 +70,11 @@ def _stages(run: Run) -> str:
                 "; ".join(f"{count} × {reason}" for reason, count in reasons.items()),
             )
         )
-    return "## Stages\n\n" + _table(("stage", "folder", "rows in", "out", "rejected", "seconds", "left out"), rows)
+    return "## Stages\n\n" + table(("stage", "folder", "rows in", "out", "rejected", "seconds", "left out"), rows)
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, whatever its cells hold."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(escaped(text) for text in line) + " |" for line in lines)
 

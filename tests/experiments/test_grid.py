@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from experiments.__main__ import app
 from experiments.config import Experiment
+from nlft_ray.analysis.markdown import escaped
 from nlft_ray.cli.arguments import load_config
 from nlft_ray.errors import UserError
 
@@ -64,7 +65,7 @@ def test_answers_give_the_accuracies(grid: Path) -> None:
 def test_the_record_names_its_command_and_shows_every_method(grid: Path) -> None:
     text = (grid / "results.md").read_text()
     assert "python -m experiments run" in text
-    assert all(f"| {name} |" in text for name in [*METHODS, "before"])
+    assert all(f"| {escaped(name)} |" in text for name in [*METHODS, "before"])
     for picture in ("accuracy-by-examples.png", "accuracy-by-seconds.png"):
         assert picture in text
         assert (grid / picture).read_bytes().startswith(b"\x89PNG")
