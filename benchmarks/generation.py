@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import torch
 
 WAYS = {
     "transformers": "sample, transformers",
@@ -86,6 +87,8 @@ def served(task: dict[str, Any]) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("vllm")), "serve", task["model"], "--host", "127.0.0.1"]
     command += ["--port", str(port), "--dtype", task["dtype"], "--max-model-len", "2048", "--max-num-seqs", "128"]
+    if not torch.cuda.is_available():  # see models/engines/vllm.py
+        command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -54,6 +54,8 @@ class VllmEngine:
                 max_model_len=max_length,
                 max_num_seqs=batch_size,
                 enable_prefix_caching=True,
+                # Where a prompt is cut, vLLM winds back the generator that its seed made, which one on a CPU cannot.
+                enable_chunked_prefill=torch.cuda.is_available(),
                 **({"enable_lora": True, "max_lora_rank": rank} if rank else {}),
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:

@@ -24,7 +24,7 @@ def needs_vllm() -> None:
 
 
 def prompted(folder: Path, engine: str) -> PromptedModel:
-    return PromptedModel(ModelConfig(path=str(folder), dtype="float32"), PromptConfig(), 8, engine=engine)
+    return PromptedModel(ModelConfig(path=str(folder), dtype="float32"), PromptConfig(), 128, engine=engine)
 
 
 def ids(completions: list[Completion]) -> list[list[int]]:
@@ -69,6 +69,16 @@ def test_draws_depend_on_their_seed_alone(by_vllm: PromptedModel) -> None:
     assert ids(by_vllm.answer("base", ROWS, DRAWN, seed=6)) != all_at_once
     same = ids(by_vllm.answer("base", [ROWS[0]] * 4, DRAWN, seed=5))
     assert len(set(map(tuple, same))) == 4, "draws of one prompt differ"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_more_tokens_are_drawn_than_a_step_holds(by_vllm: PromptedModel) -> None:
+    """Prompts that vLLM would cut: a seed of each prompt's own went badly with that on a CPU."""
+    long = [ROWS[0] | {"question": f"{number} dogs " + "and then " * 40} for number in range(128)]
+    answers = by_vllm.answer("base", long, Decoding(max_new_tokens=4, temperature=1.0), seed=1)
+    assert sum(answer.prompt_tokens for answer in answers) > 2 * 8192
+    assert all(answer.ids for answer in answers)
 
 
 @pytest.mark.vllm
