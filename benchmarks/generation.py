@@ -130,7 +130,7 @@ def alone(task: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     prompts = [{"prompt_token_ids": prompt_ids(tokenizer, PromptConfig(), "base", row)} for row in rows]
     engine = LLM(
         task["model"], dtype=task["dtype"], max_model_len=2048, max_num_seqs=128, skip_tokenizer_init=True,
-        generation_config="vllm",
+        generation_config="vllm", enable_chunked_prefill=torch.cuda.is_available(),
     )  # fmt: skip
     wanted = SamplingParams(
         n=task["draws"], max_tokens=task["max_new_tokens"], temperature=1.0, seed=0, detokenize=False,

@@ -30,7 +30,7 @@ def write_record(experiment: Experiment, tables: Tables, command: Sequence[str],
     folder = Folder(experiment.output)
     for name in ("outcomes", "answers"):
         with folder.atomic_file(f"{name}.parquet") as path:
-            pq.writetable(getattr(tables, name), path)
+            pq.write_table(getattr(tables, name), path)
     _plot(experiment, tables, folder)
     folder.write_text(RECORD, "\n\n".join(_sections(experiment, tables, command, seconds)) + "\n")
     return Path(folder.path) / RECORD
