@@ -1,6 +1,7 @@
 """Facts that scoring finds out about one response. They depend on no threshold: policies turn them into weights."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,22 @@ class TokenFacts:
     """(n,) Euclidean norm of the final hidden state h[t] that predicts token t in the base context."""
     hidden_cos: FloatArray
     """(n, K) column k of row t: cosine of h[t] and h[t + k + 1], 0 beyond the end of the response."""
+    logp_contexts: Mapping[str, FloatArray] = field(default_factory=dict)
+    """(n,) natural log-probability under each further context that applies to the response, by the context's name."""
+    entropy: FloatArray | None = None
+    """(n,) entropy in nats of the base context's prediction at each token; None where it was not scored."""
+    pass_rate: float | None = None
+    """Share of correct ones among the table's responses to the same question; None where it is not known."""
 
     def __post_init__(self) -> None:
         if self.logp_base.ndim != 1 or self.n == 0:
             raise ValueError(f"logp_base must have shape (n,) with n >= 1, not {self.logp_base.shape}")
         if self.correct != (self.logp_judge is None):
             raise ValueError("logp_judge must be None for a correct response, and an array for an incorrect one")
-        for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm", "hidden_cos"):
+        for name in ("logp_base", "logp_judge", "logp_standard", "hidden_norm", "hidden_cos", "entropy"):
             self._check(name, getattr(self, name))
+        for name, values in self.logp_contexts.items():
+            self._check(f"logp_contexts['{name}']", values)
 
     def _check(self, name: str, values: FloatArray | None) -> None:
         if values is None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from nlft_ray.config import TrainConfig
@@ -27,31 +26,19 @@ from nlft_ray.stages.train.examples import Example, write_examples
 from nlft_ray.storage.folder import Folder
 from nlft_ray.tables.manifest import Identity, Manifest
 from nlft_ray.tables.schema import CORRECT, INCORRECT
-from nlft_ray.tables.scored import facts_of
-from nlft_ray.tables.shards import DATA, REJECTED, rejects_table
+from nlft_ray.tables.scored import FACTS, facts_of, read_facts
+from nlft_ray.tables.shards import REJECTED, rejects_table
 from nlft_ray.tables.training import WEIGHED_EXAMPLES
 
 TRAINED, HELD_OUT = "trained.arrow", "held_out.arrow"
 _SURVEY = "survey.json"
 
-_COLUMNS = [
-    "id",
-    "verdict",
-    "input_ids",
-    "response_start",
-    "logp_base",
-    "logp_judge",
-    "logp_standard",
-    "hidden_norm",
-    "hidden_cos",
-    "standard_ids",
-]
+_COLUMNS = ("id", *FACTS, "input_ids", "response_start", "standard_ids")
 _COUNTED = (
     *("rows", "rows_without_weight", "examples", CORRECT, INCORRECT),
     *("trained_tokens", "weighted_tokens", "silenced_tokens"),
     *("scoring_tokens", "losing_tokens", "lowered_tokens", "growth_truncated"),
 )
-_ROWS_AT_ONCE = 256
 
 
 class Survey(BaseModel):
@@ -150,7 +137,7 @@ class Weighing:
         Raises:
             UserError: the table's facts are not usable, or the policy gives no weight to any row.
         """
-        for row in _rows(source):
+        for row in read_facts(source, _COLUMNS):
             self.counts["rows"] += 1
             if example := self._example(row):
                 self.tokens += len(example.input_ids)
@@ -230,24 +217,3 @@ class Weighing:
             "train on. Choose another policy or other numbers for it, or bring more responses: "
             "'rft' needs correct ones, 'sft' needs standard answers."
         )
-
-
-def _rows(source: Folder) -> Iterator[dict[str, Any]]:
-    """Every row of the scored table in order, its lists as arrays: Python lists would take most of the time."""
-    data = source / DATA
-    for name in data.files(".parquet"):
-        for batch in data.open_parquet(name).iter_batches(batch_size=_ROWS_AT_ONCE, columns=_COLUMNS):
-            columns = {column: _values(batch.column(column)) for column in _COLUMNS}
-            for index in range(batch.num_rows):
-                yield {column: values[index] for column, values in columns.items()}
-
-
-def _values(column: pa.Array) -> list[Any]:
-    if not pa.types.is_list(column.type):
-        return column.to_pylist()
-    flat = column.values.to_numpy(zero_copy_only=False)
-    offsets = column.offsets.to_numpy()
-    return [
-        flat[start:stop].copy() if valid else None
-        for start, stop, valid in zip(offsets[:-1], offsets[1:], column.is_valid().to_pylist(), strict=True)
-    ]
